@@ -1,0 +1,128 @@
+"""Where attention happens. The model calls `context.attend(layer, q, k, v)` and does not know what is behind it:
+a dense causal batch, packed documents, a cache of a generation, or a ring of processes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionLayer:
+    """What a context must know of the layer that calls. `window`: tokens a query looks back over, itself included
+    (None: all). `scale`: multiplies q·k (None: 1/sqrt(E)). `soft_cap` c: scores become c·tanh(score/c) (Gemma 2)."""
+
+    index: int
+    window: int | None = None
+    scale: float | None = None
+    soft_cap: float | None = None
+
+
+class Context(Protocol):
+    def attend(self, layer: AttentionLayer, q_BHTE: Tensor, k_BKTE: Tensor, v_BKTE: Tensor) -> Tensor:
+        """Attention of the new queries over the new (and remembered) keys and values -> (B, H, T, E)."""
+        ...
+
+
+def attention(
+    q_BHTE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, mask: Tensor | None, causal: bool, layer: AttentionLayer
+) -> Tensor:
+    """Scaled dot-product attention with grouped heads (Ainslie et al. 2023) and an optional score soft-cap.
+
+    mask: None, or broadcastable to (B, 1, T, S): boolean (True = may look) or additive float. `causal` (only where
+    T = S) hides the future and is cheaper than a mask. Returns (B, H, T, E).
+    """
+    B, H, T, E = q_BHTE.shape
+    K = k_BKSE.shape[1]
+    if layer.soft_cap is not None:
+        return _capped(q_BHTE, k_BKSE, v_BKSE, mask, causal, layer)
+    if H != K and T == 1:
+        # One query: the heads of a group become rows over the same keys, which saves repeating the cache.
+        q = q_BHTE.reshape(B, K, H // K, E)
+        out = scaled_dot_product_attention(q, k_BKSE, v_BKSE, attn_mask=mask, scale=layer.scale)
+        return out.reshape(B, H, T, E)
+    if H != K:
+        k_BKSE, v_BKSE = _repeat(k_BKSE, H // K), _repeat(v_BKSE, H // K)
+    return scaled_dot_product_attention(
+        q_BHTE, k_BKSE, v_BKSE, attn_mask=mask, is_causal=causal and T > 1, scale=layer.scale
+    )
+
+
+def _repeat(x_BKSE: Tensor, times: int) -> Tensor:
+    B, K, S, E = x_BKSE.shape
+    return x_BKSE[:, :, None].expand(B, K, times, S, E).reshape(B, K * times, S, E)
+
+
+def _capped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, layer: AttentionLayer) -> Tensor:
+    """The plain formula: fused kernels have no soft-cap."""
+    times = q.shape[1] // k.shape[1]
+    k, v = _repeat(k, times), _repeat(v, times)
+    assert layer.soft_cap is not None
+    scale = layer.scale if layer.scale is not None else q.shape[-1] ** -0.5
+    scores = (q @ k.transpose(-1, -2)).float() * scale
+    scores = layer.soft_cap * torch.tanh(scores / layer.soft_cap)
+    if causal and q.shape[2] > 1:
+        future = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).triu(1)
+        scores = scores.masked_fill(future, float("-inf"))
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
+    return torch.softmax(scores, dim=-1).to(v.dtype) @ v
+
+
+def causal_mask(positions_q: Tensor, positions_k: Tensor, window: int | None) -> Tensor:
+    """True where a query may look: not at the future, and at most `window` tokens back, itself included.
+
+    positions_q (..., T), positions_k (..., S) -> boolean (..., T, S).
+    """
+    distance = positions_q.unsqueeze(-1) - positions_k.unsqueeze(-2)
+    return distance >= 0 if window is None else (distance >= 0) & (distance < window)
+
+
+class DenseCausal:
+    """Every row is one text from its first token: training without packing, and scoring."""
+
+    def __init__(self) -> None:
+        self._masks: dict[tuple[int, int], Tensor] = {}
+
+    def attend(self, layer: AttentionLayer, q_BHTE: Tensor, k_BKTE: Tensor, v_BKTE: Tensor) -> Tensor:
+        T = q_BHTE.shape[2]
+        if layer.window is None or layer.window >= T:
+            return attention(q_BHTE, k_BKTE, v_BKTE, None, True, layer)
+        key = (T, layer.window)
+        if key not in self._masks:
+            steps = torch.arange(T, device=q_BHTE.device)
+            self._masks[key] = causal_mask(steps, steps, layer.window)[None, None]
+        return attention(q_BHTE, k_BKTE, v_BKTE, self._masks[key], False, layer)
+
+
+class PackedDocuments:
+    """Several documents in a row: a token sees only its own document's earlier tokens (document_ids (B, T) equal).
+
+    The mask of each window is made once for all layers. Padding is a document like another: it is never a target.
+    """
+
+    def __init__(self, document_ids: Tensor) -> None:
+        self.document_ids = document_ids
+        self._masks: dict[tuple[int | None, torch.dtype], Tensor] = {}
+
+    def attend(self, layer: AttentionLayer, q_BHTE: Tensor, k_BKTE: Tensor, v_BKTE: Tensor) -> Tensor:
+        return attention(q_BHTE, k_BKTE, v_BKTE, self._mask(layer.window, q_BHTE.dtype), False, layer)
+
+    def _mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
+        T = self.document_ids.shape[1]
+        if window is not None and window >= T:
+            window = None
+        key = (window, dtype)
+        if key not in self._masks:
+            steps = torch.arange(T, device=self.document_ids.device)
+            same = self.document_ids[:, :, None] == self.document_ids[:, None, :]
+            allowed = (same & causal_mask(steps, steps, window))[:, None]  # (B, 1, T, T)
+            # An additive mask: the CPU kernel would convert a boolean one again in every layer.
+            self._masks[key] = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(
+                ~allowed, float("-inf")
+            )
+        return self._masks[key]

@@ -1,0 +1,50 @@
+"""Next-token prediction: the objective of pretraining (Radford et al. 2018, eq. 1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dacheng.nn.contexts import Context, DenseCausal, PackedDocuments
+from dacheng.objectives.base import Metrics, StepContext, Term
+from dacheng.objectives.cross_entropy import IGNORED, linear_cross_entropy
+
+if TYPE_CHECKING:
+    from dacheng.data.batches import TokenBatch
+
+
+def context_for(batch: TokenBatch) -> Context:
+    """The attention context a batch asks for: packed where it carries document ids, dense otherwise."""
+    return DenseCausal() if batch.document_ids is None else PackedDocuments(batch.document_ids)
+
+
+@dataclass(slots=True)
+class NextToken:
+    """Mean negative log-likelihood of the targets, in nats per token.
+
+    chunk: tokens whose logits are held at once. z_loss: weight of logsumexp² (PaLM, section 5), 0 for none.
+    """
+
+    chunk: int = 1024
+    z_loss: float = 0.0
+    couples_batch: bool = False
+
+    def counts(self, batch: TokenBatch) -> dict[str, float]:
+        return {"next_token": float((batch.targets != IGNORED).sum())}
+
+    def __call__(self, model: Any, batch: TokenBatch, ctx: StepContext) -> tuple[dict[str, Term], Metrics]:
+        """batch.tokens, targets, positions (B, T); see data.batches.TokenBatch. A batch without targets adds zero."""
+        hidden = model(batch.tokens, batch.positions, context_for(batch))
+        nats, z = linear_cross_entropy(
+            hidden.flatten(0, 1),
+            model.head_weight,
+            batch.targets.flatten(),
+            soft_cap=model.traits.logit_soft_cap,
+            z_loss=self.z_loss,
+            chunk=self.chunk,
+        )
+        count = self.counts(batch)["next_token"]
+        metrics: Metrics = {"loss": (nats.detach(), count)}
+        if self.z_loss:
+            metrics["z"] = (z, count)
+        return {"next_token": Term(nats)}, metrics
