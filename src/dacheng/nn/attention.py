@@ -16,9 +16,9 @@ GATE_CHANNELS = 32  # the value gate reads this many channels of the residual st
 class Attention(nn.Module):
     """x (B, T, D) -> (B, T, D).
 
-    qk_norm: RMS over each head of q and k after the rotation (Henry et al. 2020; the order is immaterial without a
-    gain, and Qwen3's order, norm before rotation, is used with one). value_gate: v += 2·sigmoid(gate(x[:32])) · e, with
-    e (B, T, K·E) a learnt embedding of the token (value residual: Zhou et al. 2024; gated form: nanochat).
+    qk_norm: RMS over each head of q and k before the rotation (Henry et al. 2020, in Qwen3's order; without a gain the
+    order is immaterial). value_gate: v += 2·sigmoid(gate(x[:32])) · e, with e (B, T, K·E) a learnt embedding of the
+    token (value residual: Zhou et al. 2024; gated form: nanochat).
     """
 
     def __init__(
