@@ -4,9 +4,9 @@ One line per finished entry, written by one `os.write` with O_APPEND, so lines o
 that lasts is also written every HEARTBEAT_S from `add`, with status "running"; the last line of an id stands. A
 `kill -9` therefore loses at most the seconds since then, and at worst tears the last line, which readers recognise.
 
-Nesting: an entry opened inside another carries its `parent`. Times, memory, energy and money of an entry include what
-was nested in it; tokens, flops, drops and further numbers are each written in exactly one entry, the one `add` was
-called on. `totals` therefore adds up the former over outermost entries only and the latter over all.
+Nesting: an entry opened inside another carries its `parent`. Times, memory, energy, labour and money of an entry
+include what was nested in it; tokens, flops, drops and further numbers are each written in exactly one entry, the one
+`add` was called on. `totals` therefore adds up the former over outermost entries only and the latter over all.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import numbers as abstract
 import os
 import threading
 import time
@@ -45,8 +46,8 @@ _open_entries: ContextVar[tuple[Entry, ...]] = ContextVar("open_entries", defaul
 class Entry:
     """One measured stretch of work. Made by `Ledger.measure`; figures go in through `add`."""
 
-    def __init__(self, ledger: Ledger, stage: str, labels: dict[str, Any], parent: str | None) -> None:
-        self.ledger, self.stage, self.labels, self.parent = ledger, stage, labels, parent
+    def __init__(self, ledger: Ledger, stage: str, labels: dict[str, Any], outer: Entry | None) -> None:
+        self.ledger, self.stage, self.labels, self.outer = ledger, stage, labels, outer
         self.id = uuid.uuid4().hex[:16]
         self.tokens, self.flops, self.labour_hours = 0, 0.0, 0.0
         self.numbers: dict[str, float] = {}
@@ -75,7 +76,8 @@ class Entry:
         """
         given = {"tokens": tokens, "flops": flops, "labour_hours": labour_hours, **numbers}
         for name, value in given.items():
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            # abstract.Real: numpy's integers and floats too
+            if isinstance(value, bool) or not isinstance(value, abstract.Real) or not math.isfinite(value):
                 raise UsageError("a ledger figure is a finite number", field=name, value=value, remedy="leave it out")
             if name in numbers and name in _OWN_FIELDS:
                 raise UsageError("the ledger measures this itself", field=name, value=value, remedy="rename it")
@@ -84,12 +86,19 @@ class Entry:
         with self._lock:
             if self.status != "running":
                 raise UsageError("this entry is closed", field="stage", value=self.stage, remedy="add inside the with")
-            self.tokens += tokens
-            self.flops += flops
-            self.labour_hours += labour_hours
+            self.tokens += int(tokens)
+            self.flops += float(flops)
             for name, value in numbers.items():
-                self.numbers[name] = self.numbers.get(name, 0) + value
+                plain = int(value) if isinstance(value, abstract.Integral) else float(value)
+                self.numbers[name] = self.numbers.get(name, 0) + plain
             _merge(self.drops, dropped)
+        entry: Entry | None = self
+        while (
+            labour_hours and entry is not None
+        ):  # hours, unlike seconds, do not pass for the outer entry by themselves
+            with entry._lock:
+                entry.labour_hours += float(labour_hours)
+            entry = entry.outer
         if time.perf_counter() - self._written >= HEARTBEAT_S:
             self.write()
 
@@ -107,7 +116,7 @@ class Entry:
         with self._lock:
             return {
                 "id": self.id,
-                "parent": self.parent,
+                "parent": None if self.outer is None else self.outer.id,
                 "stage": self.stage,
                 "time": datetime.fromtimestamp(self._time, UTC).isoformat(timespec="microseconds"),
                 "status": self.status,
@@ -160,10 +169,9 @@ class Ledger:
         """Measures the body of a `with`. An exception closes the entry as failed (Ctrl-C and exit: interrupted) and
         goes on its way. `labels` are kept as they are; UsageError for one that JSON cannot hold."""
         _require_json("labels", labels)
-        outer = _open_entries.get()
-        parent = next((entry.id for entry in reversed(outer) if entry.ledger is self), None)
-        entry = Entry(self, stage, labels, parent)
-        token = _open_entries.set((*outer, entry))
+        others = _open_entries.get()
+        entry = Entry(self, stage, labels, next((e for e in reversed(others) if e.ledger is self), None))
+        _open_entries.set((*others, entry))
         try:
             yield entry
         except BaseException as error:
@@ -177,7 +185,7 @@ class Ledger:
         else:
             entry._close("done", None)
         finally:
-            _open_entries.reset(token)
+            _open_entries.set(tuple(other for other in _open_entries.get() if other is not entry))
 
     def entries(self) -> list[dict[str, Any]]:
         """All entries in order of their start, the file's other writers' included. `damage` lists unreadable lines."""
@@ -225,7 +233,7 @@ class Ledger:
             "currency": next(iter(money)) if len(money) == 1 else None if money else self.prices.currency,
             "money_by_currency": money,
             "assumed": sorted({name for entry in outermost for name in entry["assumed"]}),
-            "labour_hours": math.fsum(entry["labour_hours"] for entry in nested),
+            "labour_hours": math.fsum(entry["labour_hours"] for entry in outermost),
             "drops": drops,
             "numbers": numbers,
             "damaged_lines": len(self.damage),
@@ -311,6 +319,8 @@ def _checked(line: Any) -> dict[str, Any]:
         for name in names:
             if not isinstance(line[name], kind):
                 raise ValueError(f"{name} is {line[name]!r}")
+    if not isinstance(line["parent"], str | None) or not isinstance(line["assumed"], list):
+        raise ValueError("parent or assumed is of another kind")
     datetime.fromisoformat(line["time"])
     return line
 
