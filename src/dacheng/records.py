@@ -53,6 +53,15 @@ class Drops:
     def alter(self, reason: str, count: int = 1) -> None:
         self.altered[reason] += count
 
+    def merge(self, other: Drops) -> None:
+        """Adds what another filter or process counted; the first example of each reason stays."""
+        self.kept += other.kept
+        self.kept_bytes += other.kept_bytes
+        self.dropped.update(other.dropped)
+        self.dropped_bytes.update(other.dropped_bytes)
+        self.altered.update(other.altered)
+        self.examples = other.examples | self.examples
+
     def watch(self, records: Iterator[Record]) -> Iterator[Record]:
         """Passes `records` through and counts each as kept: the last filter of a chain."""
         for record in records:

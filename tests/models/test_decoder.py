@@ -26,6 +26,7 @@ CASES = {
         "tied_head": False,
         "window": 5,
         "window_pattern": "SL",
+        "ngram_rows": 61,
     },
     "capped": {"attention_soft_cap": 10.0, "activation": "geglu_tanh", "qk_norm": True, "qk_norm_weight": True},
 }
@@ -144,6 +145,9 @@ def test_cache_spec_says_what_each_layer_keeps():
         ({"activation": "swish"}, "activation"),
         ({"window_pattern": "SXL"}, "window_pattern"),
         ({"window_pattern": "SL"}, "window"),
+        ({"ngram_rows": 0}, "ngram_rows"),
+        ({"ngram_rows": 8, "ngram_longest": 5}, "ngram_longest"),
+        ({"rope_theta": 0.0}, "rope_theta"),
     ],
 )
 def test_traits_that_cannot_be_built_name_field_value_and_remedy(traits, field):

@@ -14,6 +14,7 @@ from dacheng.nn.attention import Attention
 from dacheng.nn.contexts import AttentionLayer, Context
 from dacheng.nn.linear import Dense
 from dacheng.nn.mlp import MLP
+from dacheng.nn.ngrams import NgramEmbedding
 from dacheng.nn.norms import RMSNorm
 from dacheng.nn.rope import Rotary
 
@@ -71,6 +72,11 @@ class Decoder(nn.Module):
                 if t.has_value_embedding(i)
             }
         )
+        self.ngram_embeddings = nn.ModuleDict(
+            {str(n): NgramEmbedding(n, t.ngram_rows or 0, t.width) for n in t.ngram_lengths}
+        )
+        if t.ngram_lengths:  # how much of each table each block is given: (lengths · L,), by length
+            self.ngram_lambdas = nn.Parameter(torch.full((len(t.ngram_lengths) * t.layers,), 0.1))
         if t.residual_scalars:
             # x ← r·x + s·x₀ before each block, x₀ the embedding (modded-nanogpt; nanochat measured −.004 to −.008 bpb)
             self.residual_lambdas = nn.Parameter(torch.ones(t.layers))
@@ -87,9 +93,12 @@ class Decoder(nn.Module):
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         x0, rotation = x, self.rotary(positions)
+        ngrams = [table(tokens, context).to(x.dtype) for table in self.ngram_embeddings.values()]
         for i, block in enumerate(self.blocks):
             if self.traits.residual_scalars:
                 x = self.residual_lambdas[i] * x + self.input_lambdas[i] * x0
+            for j, ngram in enumerate(ngrams):
+                x = x + self.ngram_lambdas[j * self.traits.layers + i] * ngram
             key = str(i)
             value_embedding = self.value_embeddings[key](tokens) if key in self.value_embeddings else None
             if self.checkpoint_activations and torch.is_grad_enabled():
@@ -129,6 +138,11 @@ class Decoder(nn.Module):
         for embedding in self.value_embeddings.values():
             assert isinstance(embedding, nn.Embedding)
             embedding.weight.normal_(0.0, std, generator=generator)
+        for table in self.ngram_embeddings.values():
+            assert isinstance(table, NgramEmbedding)
+            table.weight.zero_()
+        if t.ngram_lengths:
+            self.ngram_lambdas.fill_(0.1)
         if self.lm_head is not None:
             self.lm_head.reset(0.001 if ours else t.initializer_range, generator)
         if t.residual_scalars:
@@ -137,10 +151,10 @@ class Decoder(nn.Module):
         return self
 
     def params(self) -> dict[str, int]:
-        """Numbers of parameters: total, embedding (token and value tables), head (0 when tied), matrices, other."""
+        """Numbers of parameters: total, embedding (every table), head (0 when tied), matrices, other."""
         counts = {"embedding": 0, "head": 0, "matrices": 0, "other": 0}
         for name, parameter in self.named_parameters():
-            if name.startswith(("embed.", "value_embeddings.")):
+            if name.startswith(("embed.", "value_embeddings.", "ngram_embeddings.")):
                 counts["embedding"] += parameter.numel()
             elif name.startswith("lm_head."):
                 counts["head"] += parameter.numel()

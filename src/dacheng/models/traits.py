@@ -17,7 +17,8 @@ class DecoderTraits:
 
     Sources: SwiGLU (Shazeer 2020, eq. 6), ReLU² (So et al. 2021, Primer), GQA (Ainslie et al. 2023), RoPE (Su et al.
     2021, eq. 34), QK-norm (Dehghani et al. 2023; Henry et al. 2020), logit soft-cap (Gemma 2, section 2), sliding
-    windows (Mistral 7B; Longformer), value embeddings with gates and residual scalars (modded-nanogpt; nanochat).
+    windows (Mistral 7B; Longformer), value embeddings with gates and residual scalars (modded-nanogpt; nanochat),
+    n-gram tables (N-Grammer, Roy et al. 2022).
     """
 
     vocab_size: int
@@ -44,6 +45,8 @@ class DecoderTraits:
     value_embeddings: bool = False  # every second layer, the last included
     residual_scalars: bool = False
     embedding_norm: bool = False
+    ngram_rows: int | None = None  # rows of each hashed n-gram table; None: no tables
+    ngram_longest: int = 3  # a table for each length from 2 to this
     initializer_range: float = 0.02
 
     @property
@@ -74,6 +77,10 @@ class DecoderTraits:
 
     def has_value_embedding(self, layer: int) -> bool:
         return self.value_embeddings and layer % 2 == (self.layers - 1) % 2
+
+    @property
+    def ngram_lengths(self) -> tuple[int, ...]:
+        return () if self.ngram_rows is None else tuple(range(2, self.ngram_longest + 1))
 
     def validate(self) -> DecoderTraits:
         """Returns self. Raises UsageError naming the first trait that cannot be built, its value and what would do."""
@@ -121,6 +128,17 @@ class DecoderTraits:
             raise UsageError(
                 "window_pattern has S but no window is set", field="window", value=None, remedy="set window, in tokens"
             )
+        if self.ngram_rows is not None and (self.ngram_rows < 1 or not 2 <= self.ngram_longest <= 4):
+            raise UsageError(
+                "n-gram tables need rows, and lengths from 2 to at most 4",
+                field="ngram_longest" if self.ngram_rows > 0 else "ngram_rows",
+                value=self.ngram_longest if self.ngram_rows > 0 else self.ngram_rows,
+                remedy="for example ngram_rows: 32768, ngram_longest: 3",
+            )
+        for name in ("norm_eps", "rope_theta", "logit_soft_cap", "attention_soft_cap"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise UsageError("must be above 0", field=name, value=value, remedy="leave it out for the default")
         return self
 
     def to_dict(self) -> dict[str, Any]:

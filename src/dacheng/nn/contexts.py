@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 
@@ -25,6 +25,10 @@ class AttentionLayer:
 class Context(Protocol):
     def attend(self, layer: AttentionLayer, q_BHTE: Tensor, k_BKTE: Tensor, v_BKTE: Tensor) -> Tensor:
         """Attention of the new queries over the new (and remembered) keys and values -> (B, H, T, E)."""
+        ...
+
+    def preceding(self, tokens: Tensor, distance: int) -> Tensor:
+        """For each of the new tokens (B, T), the one `distance` places before it in its text, or -1: (B, T)."""
         ...
 
 
@@ -82,6 +86,11 @@ def causal_mask(positions_q: Tensor, positions_k: Tensor, window: int | None) ->
     return distance >= 0 if window is None else (distance >= 0) & (distance < window)
 
 
+def shifted(tokens: Tensor, distance: int) -> Tensor:
+    """tokens (B, T) moved right by `distance`, -1 where nothing was."""
+    return nn.functional.pad(tokens, (distance, 0), value=-1)[:, : tokens.shape[1]]
+
+
 class DenseCausal:
     """Every row is one text from its first token: training without packing, and scoring."""
 
@@ -98,6 +107,9 @@ class DenseCausal:
             self._masks[key] = causal_mask(steps, steps, layer.window)[None, None]
         return attention(q_BHTE, k_BKTE, v_BKTE, self._masks[key], False, layer)
 
+    def preceding(self, tokens: Tensor, distance: int) -> Tensor:
+        return shifted(tokens, distance)
+
 
 class PackedDocuments:
     """Several documents in a row: a token sees only its own document's earlier tokens (document_ids (B, T) equal).
@@ -111,6 +123,11 @@ class PackedDocuments:
 
     def attend(self, layer: AttentionLayer, q_BHTE: Tensor, k_BKTE: Tensor, v_BKTE: Tensor) -> Tensor:
         return attention(q_BHTE, k_BKTE, v_BKTE, self._mask(layer.window, q_BHTE.dtype), False, layer)
+
+    def preceding(self, tokens: Tensor, distance: int) -> Tensor:
+        same = shifted(self.document_ids, distance) == self.document_ids
+        # Padding is numbered -1 as well: what lies before it never matters.
+        return torch.where(same, shifted(tokens, distance), torch.full_like(tokens, -1))
 
     def _mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
         T = self.document_ids.shape[1]
