@@ -1,4 +1,4 @@
-"""Makes tests/goldens/tokenizers: small tokenizers of several families as transformers saves them, and what they answer.
+"""Makes tests/goldens/tokenizers: small tokenizers of several families as transformers saves them, and their answers.
 
     python tests/goldens/make_tokenizer_directories.py [OUT]        # made with transformers 5.23.0, tokenizers 0.23.3
 
