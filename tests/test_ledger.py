@@ -1,5 +1,4 @@
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -7,6 +6,7 @@ import sys
 import threading
 import time
 
+import numpy as np
 import pytest
 
 from dacheng import ledger as ledger_module
@@ -84,7 +84,7 @@ def test_nested_entries_are_not_counted_twice():
             with ledger.measure("train") as entry:
                 entry.add(tokens=10, flops=5.0, steps=1)
                 with ledger.measure("evaluate") as inner:
-                    inner.add(tokens=100)
+                    inner.add(tokens=100, labour_hours=0.25)
                     time.sleep(0.02)
     entries = {entry["id"]: entry for entry in ledger.entries()}
     total = ledger.totals()
@@ -95,9 +95,11 @@ def test_nested_entries_are_not_counted_twice():
     assert total["joules"] == life["joules"]
     assert total["money"]["hardware"] == pytest.approx(life["wall_s"] * 1e-3)
     assert (total["tokens"], total["flops"], total["numbers"]) == (221, 10.0, {"steps": 2})
+    assert (total["labour_hours"], total["money"]["labour"]) == (0.5, 20.0)
     train = ledger.totals("train")
     assert (train["entries"], train["tokens"]) == (2, 220)  # what was nested in it included
     assert ledger.totals("evaluate")["tokens"] == 200
+    assert ledger.totals("evaluate")["money"]["labour"] == 20.0
     assert ledger.totals("evaluate")["wall_s"] <= train["wall_s"] <= total["wall_s"]
     assert ledger.totals("nothing")["entries"] == 0
 
@@ -109,6 +111,27 @@ def test_a_recursive_stage_counts_its_outermost_only():
     outer = next(entry for entry in ledger.entries() if entry["parent"] is None)
     assert ledger.totals("data")["wall_s"] == outer["wall_s"]
     assert ledger.totals("data")["tokens"] == 7
+
+
+def test_entries_closed_out_of_order_leave_nothing_open():
+    ledger = Ledger(None)
+    first, second = ledger.measure("first"), ledger.measure("second")
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    second.__exit__(None, None, None)
+    with ledger.measure("third"):
+        pass
+    assert [entry["parent"] is None for entry in ledger.entries()] == [True, False, True]
+
+
+def test_numbers_of_numpy_are_numbers():
+    ledger = Ledger(None)
+    with ledger.measure("a") as entry:
+        entry.add(tokens=np.int64(3), flops=np.float32(2), steps=np.int32(1), loss=np.float64(0.5))
+    (line,) = ledger.entries()
+    assert json.loads(json.dumps(line))["numbers"] == {"steps": 1, "loss": 0.5}
+    assert (line["tokens"], line["flops"]) == (3, 2.0)
 
 
 def test_two_ledgers_do_not_adopt_each_others_entries():
@@ -165,22 +188,21 @@ def test_reconcile_leaves_out_earlier_sessions_of_the_file(tmp_path):
     assert later.reconcile(1.0)["attributed"] < 0.04
 
 
-def _write_entries(path, count):
-    ledger = Ledger(path)
-    for index in range(count):
-        with ledger.measure("process", text="x" * 3000) as entry:
-            entry.add(tokens=index)
+WRITE = """
+import sys
+from dacheng.ledger import Ledger
+ledger = Ledger(sys.argv[1])
+for index in range(40):
+    with ledger.measure("process", text="x" * 3000) as entry:
+        entry.add(tokens=index)
+"""
 
 
 @pytest.mark.process
 def test_lines_of_several_processes_do_not_mix(tmp_path):
     path = tmp_path / "l.jsonl"
-    context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=_write_entries, args=(path, 40)) for _ in range(3)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
+    workers = [subprocess.Popen([sys.executable, "-c", WRITE, str(path)]) for _ in range(3)]
+    assert [worker.wait() for worker in workers] == [0, 0, 0]
     entries, damage = read_entries(path)
     assert (len(entries), damage) == (120, [])
     assert Ledger(path).totals()["tokens"] == 3 * sum(range(40))
@@ -238,9 +260,11 @@ def test_a_line_with_a_wrong_type_is_damage(tmp_path):
     with ledger.measure("a"):
         pass
     line = lines(ledger.path)[0]
-    ledger.path.write_text("".join(json.dumps({**line, "id": k, k: [1]}) + "\n" for k in ("wall_s", "time", "money")))
+    ledger.path.write_text(
+        "".join(json.dumps({**line, "id": k, k: [1]}) + "\n" for k in ("wall_s", "time", "money", "parent"))
+    )
     assert ledger.totals()["entries"] == 0
-    assert len(ledger.damage) == 3
+    assert len(ledger.damage) == 4
 
 
 def test_child_of_a_killed_parent_stands_alone(tmp_path):

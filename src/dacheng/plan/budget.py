@@ -29,7 +29,7 @@ MFU = {"float32": 0.5, "bfloat16": 0.35}
 LEAST_RATIO = 1.0  # fewer tokens than parameters: nothing worth planning
 # The batch that was best for nanochat's 12 layers at 1.3e9 tokens, and how it grows (Bergsma et al. 2025, Power Lines).
 BATCH_TOKENS, BATCH_AT_TOKENS, BATCH_EXPONENT = 2**19, 1.3e9, 0.383
-LEAST_STEPS = 1000  # the rule was fitted far above laptop budgets, where it would leave a hundred steps and no more
+LEAST_STEPS = 500  # the rule was fitted far above laptop budgets, where it would leave a hundred steps and no more
 MICRO_TOKENS = 8192  # at once on a CPU: enough for the peak, small enough for the caches
 WIDTH_OF_RATES = 768  # learning rates are stated for this width (nanochat's rule for all but Muon's matrices)
 MEMORY_SHARE = 0.8  # of the machine's memory: the rest is the system's and the data's

@@ -1,0 +1,77 @@
+"""The verbs: where each is, what it is for, and what `dacheng` alone says."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Verb(NamedTuple):
+    """`target` is imported when the verb is used. `lead` verbs are what people come for: `dacheng` shows only these."""
+
+    target: str
+    summary: str
+    example: str
+    lead: bool = False
+
+
+VERBS: dict[str, Verb] = {
+    "run": Verb(
+        "dacheng.cli.run:run",
+        "a life: from raw text to a measured model, or what has changed of it",
+        "dacheng run recipes/life/quickstart.yaml",
+        lead=True,
+    ),
+    "train": Verb(
+        "dacheng.cli.train:train",
+        "one training recipe, its data and tokenizer included",
+        "dacheng train recipes/pretrain/tiny.yaml train.steps=200",
+        lead=True,
+    ),
+    "eval": Verb(
+        "dacheng.cli.eval:app",
+        "bits per byte and perplexity of a model on a text",
+        "dacheng eval run --model quickstart --perplexity text.txt",
+        lead=True,
+    ),
+    "doctor": Verb(
+        "dacheng.cli.doctor:doctor",
+        "this machine: threads, speed, memory, disk, extras",
+        "dacheng doctor",
+        lead=True,
+    ),
+    "generate": Verb(
+        "dacheng.cli.generate:generate",
+        "continue a prompt with a model",
+        'dacheng generate --model quickstart --prompt "def main(" --max-tokens 64',
+    ),
+    "data": Verb(
+        "dacheng.cli.data:app",
+        "clean, deduplicate, split and tokenize a corpus",
+        "dacheng data run --source docs.jsonl --out shards/",
+    ),
+    "tokenizer": Verb(
+        "dacheng.cli.tokenizer:app",
+        "train a tokenizer, or look into one",
+        "dacheng tokenizer train --source docs/ --out tok/ --vocab-size 4096",
+    ),
+    "history": Verb(
+        "dacheng.cli.history:history",
+        "what was run, where it is, and how good it was",
+        "dacheng history",
+    ),
+}
+
+
+def overview(everything: bool = False) -> str:
+    """The page that `dacheng` (or `dacheng --all`) prints."""
+    shown = {name: verb for name, verb in VERBS.items() if verb.lead or everything}
+    width = max(map(len, shown))
+    lines = ["dacheng: the whole life of a large model, on this machine", ""]
+    lines += [f"  {name:<{width}}  {verb.summary}" for name, verb in shown.items()]
+    if everything:
+        lines += ["", "examples", *(f"  {verb.example}" for verb in shown.values())]
+    else:
+        lines += ["", "begin with", *(f"  {shown[name].example}" for name in ("run", "doctor"))]
+    more = "" if everything else "dacheng --all shows every verb; "
+    lines += ["", more + "dacheng VERB --help says how one is used; --debug shows tracebacks"]
+    return "\n".join(lines)

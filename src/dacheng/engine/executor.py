@@ -1,0 +1,85 @@
+"""Running a step: plan in, logits out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from dacheng.engine.cache import KVCache
+from dacheng.engine.context import CachedContext
+from dacheng.engine.step_plan import StepPlan
+from dacheng.models.decoder import Decoder
+
+
+@dataclass(slots=True)
+class StepResult:
+    """logits (R, V) float32: the rows that the plan's chunks asked for, in plan order (see StepPlan.rows).
+    hidden_sums: by request id, the sum (D,) of the last hidden states of its chunk, for requests that want them."""
+
+    logits: Tensor
+    hidden_sums: dict[int, Tensor] = field(default_factory=dict)
+
+
+class Executor(Protocol):
+    """Computes a step: writes the plan's tokens into the cache and returns what was asked for. Where it raises, what
+    the cache holds of the plan's requests is lost: a window layer may have dropped tokens that they still need."""
+
+    name: str
+
+    def run(self, plan: StepPlan, cache: KVCache) -> StepResult: ...
+
+
+class Eager:
+    """The model itself, as trained: supports every plan, and is what other executors are compared with.
+
+    Computes in the dtype of the weights (an autocast around it is switched off: the cache has one dtype) and in
+    evaluation mode, whatever the model's mode is: a trainer may sample between two steps.
+    """
+
+    name = "eager"
+
+    def __init__(self, model: Decoder) -> None:
+        self.model = model
+        self.device = next(model.parameters()).device
+
+    @torch.inference_mode()
+    def run(self, plan: StepPlan, cache: KVCache) -> StepResult:
+        training = self.model.training
+        if training:
+            self.model.eval()
+        try:
+            with torch.autocast(self.device.type, enabled=False):
+                return self._run(plan, cache)
+        finally:
+            if training:
+                self.model.train()
+
+    def _run(self, plan: StepPlan, cache: KVCache) -> StepResult:
+        tokens: list[int] = []
+        positions: list[int] = []
+        wanted: list[int] = []  # rows of the step whose logits are needed
+        for chunk in plan.chunks:
+            first_row = len(tokens)
+            wanted.extend(first_row + position - chunk.start for position in chunk.logit_rows)
+            tokens.extend(chunk.token_ids)
+            positions.extend(range(chunk.start, chunk.stop))
+        inputs = torch.tensor([tokens, positions], device=self.device).unsqueeze(1)  # (2, 1, N)
+        hidden = self.model(inputs[0], inputs[1], CachedContext(cache, plan))[0]  # (N, D)
+        if len(wanted) < len(tokens):
+            logits = self.model.head(hidden[torch.tensor(wanted, dtype=torch.long, device=self.device)])
+        else:
+            logits = self.model.head(hidden)
+        return StepResult(logits, self._hidden_sums(plan, hidden))
+
+    @staticmethod
+    def _hidden_sums(plan: StepPlan, hidden_ND: Tensor) -> dict[int, Tensor]:
+        sums: dict[int, Tensor] = {}
+        row = 0
+        for chunk in plan.chunks:
+            if chunk.request.wants_hidden:
+                sums[chunk.request.id] = hidden_ND[row : row + chunk.count].float().sum(0)
+            row += chunk.count
+        return sums

@@ -1,0 +1,35 @@
+"""Refusing sampling parameters that mean nothing."""
+
+from __future__ import annotations
+
+import math
+
+from dacheng.errors import UsageError
+from dacheng.protocols import SamplingParams
+
+SEEDS = (-(2**63), 2**64 - 1)  # what a torch.Generator takes
+
+
+def check_params(params: SamplingParams, vocab_size: int) -> None:
+    """Raises UsageError naming the first parameter that is out of its range (see SamplingParams), and the range."""
+    p = params
+    _demand(p.max_tokens >= 1, "max_tokens", p.max_tokens, "at least 1")
+    _demand(math.isfinite(p.temperature) and p.temperature >= 0, "temperature", p.temperature, "0 (greedy) or more")
+    _demand(p.top_k >= 0, "top_k", p.top_k, "0 (off) or more")
+    _demand(0 <= p.top_p <= 1, "top_p", p.top_p, "from 0 to 1 (off)")
+    _demand(0 <= p.min_p <= 1, "min_p", p.min_p, "from 0 (off) to 1")
+    _demand(
+        math.isfinite(p.repetition_penalty) and p.repetition_penalty > 0,
+        "repetition_penalty",
+        p.repetition_penalty,
+        "above 0; 1 is off",
+    )
+    _demand(p.seed is None or SEEDS[0] <= p.seed <= SEEDS[1], "seed", p.seed, "64 bits, or None")
+    _demand(not isinstance(p.stop, str), "stop", p.stop, "a tuple of strings: (text,)")
+    _demand(all(isinstance(s, str) and s for s in p.stop), "stop", p.stop, "strings that are not empty")
+    _demand(all(0 <= i < vocab_size for i in p.stop_token_ids), "stop_token_ids", p.stop_token_ids, f"< {vocab_size}")
+
+
+def _demand(holds: bool, field: str, value: object, range_: str) -> None:
+    if not holds:
+        raise UsageError("a sampling parameter is out of range", field=field, value=value, remedy=f"use {range_}")
