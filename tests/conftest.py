@@ -1,4 +1,4 @@
-"""Shared fixtures. Data outside the repository is optional: tests that want it skip, with a reason, when it is absent."""
+"""Shared fixtures. Data outside the repository is optional: tests that want it skip, saying why, when it is absent."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ class DachengError(Exception):
         self.problem, self.field, self.value, self.remedy = problem, field, value, remedy
         super().__init__(str(self))
 
-    def __reduce__(self):  # survives a trip through a worker process
+    def __reduce__(self) -> tuple:  # survives a trip through a worker process
         return (_rebuild, (type(self), self.problem, self.field, self.value, self.remedy))
 
     def __str__(self) -> str:
@@ -62,5 +62,5 @@ class MissingExtra(DachengError):
             f"{library} is not installed", field="extra", value=extra, remedy=f"pip install 'dacheng[{extra}]'"
         )
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple:
         return (MissingExtra, (self._library, self._extra))
