@@ -35,7 +35,9 @@ class DachengError(Exception):
         return "\n".join(lines)
 
 
-def _rebuild(cls: type[DachengError], problem: str, field: str | None, value: object, remedy: str | None):
+def _rebuild(
+    cls: type[DachengError], problem: str, field: str | None, value: object, remedy: str | None
+) -> DachengError:
     return cls(problem, field=field, value=value, remedy=remedy)
 
 

@@ -52,7 +52,9 @@ TRAITS: dict[str, dict] = {
     "qk_norm": {"qk_norm": True, "qk_norm_weight": True},
     "soft_caps": {"logit_soft_cap": 15.0, "attention_soft_cap": 5.0, "kv_heads": 2},
     "value_embeddings": {"value_embeddings": True, "residual_scalars": True},
+    "ngrams": {"ngram_rows": 64, "ngram_longest": 4},
     "all": {
+        "ngram_rows": 64,
         "kv_heads": 2,
         "window": 5,
         "window_pattern": "SSL",

@@ -16,7 +16,7 @@ def write(cache: SlotCache, truth: dict, spans: list[tuple[int, int, int]], gene
     count = sum(stop - first for _, first, stop in spans)
     for layer, spec in enumerate(SPEC):
         k, v = torch.randn(2, spec.kv_heads, count, 4, generator=generator)
-        cache.append(layer, cache.places(layer, spans), k, v)
+        cache.append(layer, cache.places(layer, spans), k[None], v[None])
         row = 0
         for slot, first, stop in spans:
             for position in range(first, stop):
@@ -96,7 +96,7 @@ def test_slots_are_reused_lowest_first_and_come_back_clean():
         cache.reserve(slot, 10)
     spans = [(1, 0, 10)]
     for layer, spec in enumerate(SPEC):
-        poison = torch.full((spec.kv_heads, 10, 4), float("nan"))
+        poison = torch.full((1, spec.kv_heads, 10, 4), float("nan"))
         cache.append(layer, cache.places(layer, spans), poison, poison)
     cache.close(2)
     cache.close(1)

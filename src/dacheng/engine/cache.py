@@ -54,8 +54,8 @@ class KVCache(Protocol):
         """Where the tokens of `spans` (slot, first position, one past the last) go, in this order."""
         ...
 
-    def append(self, layer: int, places: Places, k_KNE: Tensor, v_KNE: Tensor) -> None:
-        """Writes the keys and values of a step's N tokens."""
+    def append(self, layer: int, places: Places, k_1KTE: Tensor, v_1KTE: Tensor) -> None:
+        """Writes the keys and values of a step's T tokens."""
         ...
 
     def past(self, layer: int, slot: int, first: int, stop: int) -> tuple[Tensor, Tensor]:
@@ -172,12 +172,12 @@ class SlotCache:
             index = (heads.unsqueeze(1) + index).flatten()
         return Places(None if len(rows) == row else torch.tensor(rows, device=device), index)
 
-    def append(self, layer: int, places: Places, k_KNE: Tensor, v_KNE: Tensor) -> None:
+    def append(self, layer: int, places: Places, k_1KTE: Tensor, v_1KTE: Tensor) -> None:
         store = self._stores[layer]
-        for storage, new in ((store.k, k_KNE), (store.v, v_KNE)):
-            if places.rows is not None:
-                new = new.index_select(1, places.rows)
-            storage.view(-1, store.width).index_copy_(0, places.index, new.reshape(-1, store.width))
+        if places.rows is not None:
+            k_1KTE, v_1KTE = k_1KTE.index_select(2, places.rows), v_1KTE.index_select(2, places.rows)
+        store.k.view(-1, store.width).index_copy_(0, places.index, k_1KTE.reshape(-1, store.width))
+        store.v.view(-1, store.width).index_copy_(0, places.index, v_1KTE.reshape(-1, store.width))
 
     def past(self, layer: int, slot: int, first: int, stop: int) -> tuple[Tensor, Tensor]:
         store = self._stores[layer]

@@ -50,16 +50,15 @@ class _Group:
 
 
 class CachedContext:
-    """`attend` for one step of a plan (see dacheng.nn.contexts.Context): B = 1, T = all tokens of the step.
+    """The context of one step (see dacheng.nn.contexts.Context): B = 1, T = all tokens of the plan.
 
     Single tokens are written first and then attend together over the cache, padded to the longest of their run. A chunk
     attends over its past, taken from the cache, and itself. Masks and places are made once for all layers of a group.
     """
 
     def __init__(self, cache: KVCache, plan: StepPlan) -> None:
-        self.cache = cache
+        self.cache, self.plan = cache, plan
         self._spans = [(chunk.request.slot, chunk.start, chunk.stop) for chunk in plan.chunks]
-        self._texts = [(chunk.request, chunk.start, chunk.stop) for chunk in plan.chunks]
         self._runs: list[_Run] = []
         self._chunks: list[tuple[int, Chunk]] = []  # first row, chunk
         self._groups: dict[Hashable, _Group] = {}
@@ -79,20 +78,23 @@ class CachedContext:
         # that its own first tokens still look at.
         keys = [self._chunk_keys(layer, row, chunk, k_BKTE, v_BKTE) for row, chunk in self._chunks]
         group = self._group(layer, q_BHTE)
-        self.cache.append(layer.index, group.places, k_BKTE[0], v_BKTE[0])
-        parts = [self._attend_run(layer, padded, q_BHTE) for padded in group.runs]
+        self.cache.append(layer.index, group.places, k_BKTE, v_BKTE)
+        q_TH1E = q_BHTE.permute(2, 1, 0, 3)
+        parts = [self._attend_run(layer, padded, q_TH1E) for padded in group.runs]
         parts += [
             self._attend_chunk(layer, row, chunk, q_BHTE, k, v) for (row, chunk), (k, v) in zip(self._chunks, keys)
         ]
-        out_THE = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return out_THE.transpose(0, 1).unsqueeze(0)
+        out_TH1E = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return out_TH1E.permute(2, 1, 0, 3)
 
     def preceding(self, tokens: Tensor, distance: int) -> Tensor:
-        found: list[int] = []
-        for request, start, stop in self._texts:
-            reach = range(start - distance, stop - distance)
-            found.extend(request.known[position] if position >= 0 else -1 for position in reach)
-        return torch.tensor(found, device=tokens.device).view_as(tokens)
+        """(1, T): of each token of the step, the one `distance` places before it in its request, or -1."""
+        before = [
+            chunk.request.known[position - distance] if position >= distance else -1
+            for chunk in self.plan.chunks
+            for position in range(chunk.start, chunk.stop)
+        ]
+        return torch.tensor([before], device=tokens.device)
 
     def _group(self, layer: AttentionLayer, like: Tensor) -> _Group:
         key = self.cache.group(layer.index)
@@ -105,13 +107,12 @@ class CachedContext:
             group = self._groups[key] = _Group(self.cache.places(layer.index, self._spans), runs)
         return group
 
-    def _attend_run(self, layer: AttentionLayer, padded: _Padded, q_BHTE: Tensor) -> Tensor:
-        """One token of each slot -> (n, H, E)."""
+    def _attend_run(self, layer: AttentionLayer, padded: _Padded, q_TH1E: Tensor) -> Tensor:
+        """One token of each slot: the slots are the batch -> (n, H, 1, E)."""
         run = padded.run
         count = len(run.tokens)
         k, v = self.cache.gather(layer.index, run.slot, count, padded.entries)
-        q = q_BHTE[0, :, run.row : run.row + count].transpose(0, 1).unsqueeze(2)  # (n, H, 1, E)
-        return attention(q, k, v, padded.mask, False, layer).squeeze(2)
+        return attention(q_TH1E[run.row : run.row + count], k, v, padded.mask, False, layer)
 
     def _chunk_keys(
         self, layer: AttentionLayer, row: int, chunk: Chunk, k_BKTE: Tensor, v_BKTE: Tensor
@@ -128,7 +129,7 @@ class CachedContext:
     def _attend_chunk(
         self, layer: AttentionLayer, row: int, chunk: Chunk, q_BHTE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor
     ) -> Tensor:
-        """Several tokens of one request -> (T, H, E)."""
+        """Several tokens of one request -> (T, H, 1, E)."""
         q = q_BHTE[:, :, row : row + chunk.count]
         window = None if layer.window is None or layer.window >= chunk.stop else layer.window
         first = self._first_visible(layer, chunk)
@@ -141,7 +142,7 @@ class CachedContext:
                 keys = torch.arange(first, chunk.stop, device=q.device)
                 self._chunk_masks[key] = _additive(causal_mask(queries, keys, window)[None, None], q.dtype)
             out = attention(q, k_BKSE, v_BKSE, self._chunk_masks[key], False, layer)
-        return out[0].transpose(0, 1)
+        return out.permute(2, 1, 0, 3)
 
     @staticmethod
     def _first_visible(layer: AttentionLayer, chunk: Chunk) -> int:

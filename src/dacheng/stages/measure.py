@@ -15,9 +15,10 @@ INPUTS: dict[str, Input] = {}
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """refresh: measure even when the cache has this machine. threads: for one operator; None leaves torch's setting."""
+    """refresh: measure again even when the cache has this machine (the better of both stands: a busy moment must not
+    shrink every later plan). threads: for one operator; None leaves torch's setting."""
 
-    refresh: bool = False
+    refresh: bool = True
     threads: int | None = None
 
 

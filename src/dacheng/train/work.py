@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from dacheng.train.trainer import Trainer
 
 _LONG_STEP_S = 10.0
+_MOST_TIMED, _TIMING_S = 9, 6.0  # steps, and seconds, that a measurement of speed takes
 
 
 def flops_per_token(model: nn.Module, context_length: int) -> float | None:
@@ -38,21 +39,23 @@ def count(trainer: Trainer, micro_batches: Sequence[Any], report: StepReport) ->
 
 
 def measure_speed(trainer: Trainer) -> Speed:
-    """Tokens per second of real steps, the second of two (the first allocates and warms up, but stands alone when it
-    takes over ten seconds). Everything a step changes is put back."""
+    """Tokens per second of real steps: the median of several, after one that allocates and warms up (which stands alone
+    when it takes over ten seconds). Everything a step changes is put back."""
     tensors = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     optimizers = [{k: v.clone() for k, v in phase.optimizer.state_dict().items()} for phase in trainer.phases]
     streams, source = trainer.rng.state_dict(), trainer.source.state_dict()
     scaler = trainer.precision.scaler.state_dict() if trainer.precision.scaler else None
     state, budget = trainer.state, trainer.budget
     try:
-        trainer.state, trainer.budget = RunState(step=state.step), Resolved(state.step + 2, [])
-        began = time.perf_counter()
+        trainer.state, trainer.budget = RunState(step=state.step), Resolved(state.step + 1 + _MOST_TIMED, [])
         report = trainer.train_step()
-        if collectives.from_first(time.perf_counter() - began) < _LONG_STEP_S:
-            began = time.perf_counter()
-            report = trainer.train_step()
-        seconds = time.perf_counter() - began
+        seconds, spent = [report.seconds], 0.0
+        if collectives.from_first(report.seconds) < _LONG_STEP_S:
+            seconds = []
+            while len(seconds) < _MOST_TIMED and spent < _TIMING_S:
+                report = trainer.train_step()
+                seconds.append(report.seconds)
+                spent = collectives.from_first(spent + report.seconds)
     finally:
         trainer.state, trainer.budget = state, budget
         trainer.model.load_state_dict(tensors)
@@ -62,4 +65,4 @@ def measure_speed(trainer: Trainer) -> Speed:
         trainer.source.load_state_dict(source)
         if trainer.precision.scaler is not None and scaler is not None:
             trainer.precision.scaler.load_state_dict(scaler)
-    return Speed(collectives.from_first(report.tokens / seconds), "measured")
+    return Speed(collectives.from_first(report.tokens / statistics.median(seconds)), "measured")
