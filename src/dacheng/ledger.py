@@ -91,7 +91,7 @@ class Entry:
             for name, value in numbers.items():
                 plain = int(value) if isinstance(value, abstract.Integral) else float(value)
                 self.numbers[name] = self.numbers.get(name, 0) + plain
-            _merge(self.drops, dropped)
+            merge_counts(self.drops, dropped)
         entry: Entry | None = self
         while (
             labour_hours and entry is not None
@@ -209,11 +209,11 @@ class Ledger:
         numbers: dict[str, float] = {}
         statuses: dict[str, int] = {}
         for entry in outermost:
-            _merge(money.setdefault(entry["currency"], {}), entry["money"])
+            merge_counts(money.setdefault(entry["currency"], {}), entry["money"])
             statuses[entry["status"]] = statuses.get(entry["status"], 0) + 1
         for entry in nested:
-            _merge(drops, entry["drops"])
-            _merge(numbers, entry["numbers"])
+            merge_counts(drops, entry["drops"])
+            merge_counts(numbers, entry["numbers"])
         for parts in money.values():
             parts["total"] = math.fsum(parts.values())
         return {
@@ -347,7 +347,7 @@ def _select(entries: list[dict[str, Any]], stage: str | None) -> tuple[list[dict
     return outermost, nested
 
 
-def _merge(total: dict[str, Any], more: Mapping[str, Any]) -> None:
+def merge_counts(total: dict[str, Any], more: Mapping[str, Any]) -> None:
     """Adds numbers and merges maps, key by key; of texts and lists (an example) the first is kept.
 
     UsageError where one name means a number here and a map there: a sum of the two would be wrong, dropping one too.
@@ -355,7 +355,7 @@ def _merge(total: dict[str, Any], more: Mapping[str, Any]) -> None:
     for name, value in more.items():
         there = total.get(name, {} if isinstance(value, Mapping) else 0 if isinstance(value, (int, float)) else value)
         if isinstance(value, Mapping) and isinstance(there, dict):
-            _merge(total.setdefault(name, {}), value)
+            merge_counts(total.setdefault(name, {}), value)
         elif isinstance(value, (int, float)) and isinstance(there, (int, float)):
             total[name] = there + value
         elif type(there) is type(value):

@@ -9,7 +9,7 @@ import ast
 import random
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from dacheng.errors import UsageError
@@ -104,11 +104,14 @@ def kept_share(prompt: str, completion: str) -> float:
     return 0.0
 
 
-def make_prompts(texts: Iterable[str], n: int, seed: int) -> list[str]:
+def make_prompts(
+    texts: Iterable[str], n: int, seed: int, accept: Callable[[str], bool] = lambda prompt: True
+) -> list[str]:
     """n different function headers from source files: the `def` and its docstring, or the `def` and a first statement.
 
     Only functions at a file's top level with more in them than that, whose first statement is a simple one; each prompt
     ends a line and parses by itself. Files that don't parse have none. The draw is a function of texts, n and seed.
+    accept: whether a prompt can be used, such as by its length in tokens.
     Raises UsageError where there are fewer than n.
     """
     found: dict[str, None] = {}
@@ -125,7 +128,7 @@ def make_prompts(texts: Iterable[str], n: int, seed: int) -> list[str]:
         for node in tree.body:
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and len(node.body) > 1:
                 prompt = _header(node, lines)
-                if prompt is not None:
+                if prompt is not None and accept(prompt):
                     found.setdefault(prompt)
     if len(found) < n:
         raise UsageError(

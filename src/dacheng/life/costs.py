@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from dacheng.ledger import merge_counts
+
 
 def stage_costs(entries: Iterable[Mapping[str, Any]], fingerprint: str) -> dict[str, Any]:
     """Sums over the attempts at `fingerprint` (entries labelled with it) and what is nested in them.
@@ -26,7 +28,7 @@ def stage_costs(entries: Iterable[Mapping[str, Any]], fingerprint: str) -> dict[
         for part, amount in attempt["money"].items():
             money[part] = money.get(part, 0.0) + amount
     for entry in inside:
-        drops.update(entry["drops"])
+        merge_counts(drops, entry["drops"])
     kinds = {entry["joules_kind"] for entry in attempts}
     return {
         "attempts": len(attempts),

@@ -112,7 +112,14 @@ def _parse(
     from dacheng.evaluate.code import make_prompts, parse_share
     from dacheng.protocols import SamplingParams
 
-    prompts = make_prompts(store.texts("valid"), config.parse_prompts, config.seed)
+    tokenizer = loaded.tokenizer
+    assert tokenizer is not None
+    room = loaded.model.traits.max_positions - config.parse_tokens
+
+    def fits(prompt: str) -> bool:
+        return len(tokenizer.encode(prompt)) <= room
+
+    prompts = make_prompts(store.texts("valid"), config.parse_prompts, config.seed, fits)
     params = [
         SamplingParams(max_tokens=config.parse_tokens, temperature=config.temperature, seed=config.seed + i)
         for i in range(len(prompts))
