@@ -27,5 +27,6 @@ def goldens() -> Path:
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory, monkeypatch):
-    """No test reads or writes the user's cache."""
+    """No test reads or writes the user's cache or history."""
+    monkeypatch.setenv("DACHENG_HOME", str(tmp_path_factory.getbasetemp() / "home"))
     monkeypatch.setenv("DACHENG_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))

@@ -175,7 +175,8 @@ class Ledger:
         try:
             yield entry
         except BaseException as error:
-            interrupted = isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit))
+            asked_to_stop = getattr(error, "exit_code", None) == 130  # a trainer that has saved and ended
+            interrupted = asked_to_stop or isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit))
             reason = f"{type(error).__name__}: {getattr(error, 'problem', error)}"
             try:
                 entry._close("interrupted" if interrupted else "failed", reason)

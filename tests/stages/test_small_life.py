@@ -111,9 +111,17 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(small_life, make_li
 
 
 def test_the_plan_gives_length_unless_the_recipe_does():
-    plan = {"steps": 70, "budget": {"minutes": 2.0}, "traits": {"width": 64, "layers": 2, "heads": 2, "vocab_size": 9}}
+    plan = {
+        "tokens": 70 * 8 * 128,
+        "context_length": 128,
+        "batch_rows": 4,
+        "micro_batches": 2,
+        "budget": {"minutes": 2.0},
+        "traits": {"width": 64, "layers": 2, "heads": 2, "vocab_size": 9},
+    }
     settled = trainer_config(Config(), plan)
     assert (settled.steps, settled.budget.minutes) == (70, 2.0)
+    assert trainer_config(Config(batch_rows=16), plan).steps == 35  # the plan's tokens, in larger steps
     assert trainer_config(Config(steps=5), plan).steps == 5
     assert trainer_config(Config(steps=5), plan).budget.minutes is None
     traits = model_traits(Config(model={"activation": "relu2", "layers": 3}), plan, 300, 128)

@@ -5,8 +5,9 @@ Names are imported when they are first used, so that importing the package costs
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from dacheng.lazy import exports
 
 if TYPE_CHECKING:
     from dacheng.text.byte_bpe import ByteBPE, train_byte_bpe
@@ -16,16 +17,12 @@ if TYPE_CHECKING:
 
 __all__ = ["ByteBPE", "StreamDecoder", "Tokenizer", "train_byte_bpe", "train_tokenizer"]
 
-_HOME = {
-    "ByteBPE": "byte_bpe",
-    "StreamDecoder": "streaming",
-    "Tokenizer": "tokenizer",
-    "train_byte_bpe": "byte_bpe",
-    "train_tokenizer": "training",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+__getattr__ = exports(
+    __name__,
+    {
+        "byte_bpe": ("ByteBPE", "train_byte_bpe"),
+        "streaming": ("StreamDecoder",),
+        "tokenizer": ("Tokenizer",),
+        "training": ("train_tokenizer",),
+    },
+)
