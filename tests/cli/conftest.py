@@ -74,7 +74,7 @@ def dacheng(place):
 
     def run(*words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "dacheng.cli", *words], capture_output=True, text=True, timeout=120
+            [sys.executable, "-m", "dacheng.cli", *words], capture_output=True, text=True, timeout=300
         )
 
     return run

@@ -154,7 +154,7 @@ def test_an_interrupt_leaves_a_state_that_the_printed_command_goes_on_from(place
     while not begun.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(number)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=240)
     assert process.returncode == 130
     assert out == "" and "Traceback" not in err
     assert "interrupted" in err

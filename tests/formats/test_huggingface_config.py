@@ -207,6 +207,7 @@ def test_all_other_traits_keep_their_own_format(changes):
 def test_every_trait_is_told_apart_by_some_family():
     """A trait added later must not be lost on the way to disk: changing any one of them changes what comes back."""
     other = {"kv_heads": 2, "head_width": 10, "mlp_width": 40, "window": 8, "window_pattern": "L" * 3}
+    other |= {"ngram_rows": 64, "ngram_longest": 4}
     for trait in fields(DecoderTraits):
         value = getattr(PLAIN, trait.name)
         if trait.name in other:
