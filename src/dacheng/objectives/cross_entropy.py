@@ -17,7 +17,7 @@ def linear_cross_entropy(
     *,
     soft_cap: float | None = None,
     z_loss: float = 0.0,
-    chunk: int = 1024,
+    chunk: int = 512,
 ) -> tuple[Tensor, Tensor]:
     """Sums of -log p(target) and of logsumexp² over the targets that are not -100.
 

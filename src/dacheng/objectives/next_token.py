@@ -25,7 +25,7 @@ class NextToken:
     chunk: tokens whose logits are held at once. z_loss: weight of logsumexp² (PaLM, section 5), 0 for none.
     """
 
-    chunk: int = 1024
+    chunk: int = 512
     z_loss: float = 0.0
     couples_batch: bool = False
 

@@ -67,7 +67,7 @@ def training_memory(
     optimizer: str = "adamw",
     dtype: str = "float32",
     checkpoint_activations: bool = False,
-    chunk: int = 1024,
+    chunk: int = 512,
 ) -> TrainingMemory:
     """Bytes of training `batch_rows` rows of `context_length` tokens at once (a micro-batch).
 

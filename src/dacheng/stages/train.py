@@ -44,7 +44,7 @@ class Config(TrainConfig):
     batch_rows: int | None = None
     micro_batches: int | None = None
     z_loss: float = 0.0
-    chunk: int = field(default=1024, metadata=_FREE)
+    chunk: int = field(default=512, metadata=_FREE)
     eval_every: int = field(default=100, metadata=_FREE)
     eval_rows: int = field(default=64, metadata=_FREE)
     sample_every: int | None = field(default=None, metadata=_FREE)
