@@ -61,16 +61,34 @@ def _step_of(line: bytes) -> float:
     return step if isinstance(step, int) else float("inf")
 
 
-class JsonlLog(Callback):
-    """out/train.jsonl: one line a step and one an evaluation. After any number of resumes it holds the steps of the
-    uninterrupted run, each once. The trainer adds it by itself."""
+class _FileLog(Callback):
+    """Keeps a JSONL file under out: cut back to the resumed step at the start, on disk before each checkpoint."""
 
-    def __init__(self, file_name: str = "train.jsonl") -> None:
-        self.file_name = file_name
+    file_name: str
+
+    def __init__(self) -> None:
         self._file: JsonlFile | None = None
 
     def on_start(self, trainer: Trainer) -> None:
         self._file = JsonlFile(trainer.out / self.file_name, trainer.state.step)
+
+    def state_dict(self) -> dict[str, Any]:
+        if self._file is not None:
+            self._file.sync()
+        return {}
+
+    def close(self, error: BaseException | None) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+class JsonlLog(_FileLog):
+    """out/train.jsonl: one line a step and one an evaluation. After any number of resumes it holds the steps of the
+    uninterrupted run, each once. The trainer adds it by itself."""
+
+    def __init__(self, file_name: str = "train.jsonl") -> None:
+        super().__init__()
+        self.file_name = file_name
 
     def on_step_end(self, trainer: Trainer, report: StepReport) -> None:
         if self._file is not None:
@@ -80,25 +98,15 @@ class JsonlLog(Callback):
         if self._file is not None:
             self._file.append({"step": trainer.state.step, "evaluation": metrics})
 
-    def state_dict(self) -> dict[str, Any]:
-        if self._file is not None:
-            self._file.sync()
-        return {}
 
-    def close(self, error: BaseException | None) -> None:
-        if self._file is not None:
-            self._file.close()
-
-
-class Sample(Callback):
+class Sample(_FileLog):
     """Every `every` steps and at the end, shows the text function(model) gives and keeps it in out/samples.jsonl."""
 
-    def __init__(self, function: Callable[[nn.Module], str], every: int) -> None:
-        self.function, self.every = function, at_least_one("every", every)
-        self._file: JsonlFile | None = None
+    file_name = "samples.jsonl"
 
-    def on_start(self, trainer: Trainer) -> None:
-        self._file = JsonlFile(trainer.out / "samples.jsonl", trainer.state.step)
+    def __init__(self, function: Callable[[nn.Module], str], every: int) -> None:
+        super().__init__()
+        self.function, self.every = function, at_least_one("every", every)
 
     def on_step_end(self, trainer: Trainer, report: StepReport) -> None:
         if is_due(trainer, self.every) and self._file is not None:
@@ -106,15 +114,6 @@ class Sample(Callback):
                 text = self.function(trainer.model)
             self._file.append({"step": trainer.state.step, "text": text})
             trainer.say(text)
-
-    def state_dict(self) -> dict[str, Any]:
-        if self._file is not None:
-            self._file.sync()
-        return {}
-
-    def close(self, error: BaseException | None) -> None:
-        if self._file is not None:
-            self._file.close()
 
 
 class TensorBoard(Callback):
