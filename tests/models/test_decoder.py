@@ -130,7 +130,7 @@ def test_a_window_costs_less():
 
 
 def test_cache_spec_says_what_each_layer_keeps():
-    spec = Decoder(DecoderTraits(**{**SMALL, "kv_heads": 2}, window=8, window_pattern="SL")).cache_spec()
+    spec = Decoder(DecoderTraits(**{**SMALL, "kv_heads": 2}, window=8, window_pattern="SLL")).cache_spec()
     assert [layer.kind for layer in spec] == ["window", "paged", "paged"]
     assert spec[0].window == 8 and spec[0].kv_heads == 2 and spec[0].bytes_per_token(4) == 2 * 2 * 8 * 4
 

@@ -72,14 +72,15 @@ class KVCache(Protocol):
 
 
 class _Store:
-    """One layer: keys and values (slots, K, capacity, E). Position p lies at p modulo capacity, so a window layer,
-    whose capacity ends at its window, keeps just the tokens that may still be looked at."""
+    """One layer: keys (slots, K, capacity, E) and values, whose width may differ. Position p lies at p modulo capacity,
+    so a window layer, whose capacity ends at its window, keeps just the tokens that may still be looked at."""
 
     def __init__(self, spec: LayerCache, max_context: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.heads, self.width = spec.kv_heads, spec.head_width
+        self.heads = spec.kv_heads
         self.limit = min(spec.window or max_context, max_context)
         self.group = (spec.kv_heads, self.limit)
-        self.k = self.v = torch.zeros(0, self.heads, 0, self.width, dtype=dtype, device=device)
+        self.k = torch.zeros(0, self.heads, 0, spec.head_width, dtype=dtype, device=device)
+        self.v = torch.zeros(0, self.heads, 0, spec.value_width or spec.head_width, dtype=dtype, device=device)
 
     @property
     def capacity(self) -> int:
@@ -93,7 +94,7 @@ class _Store:
 
     def _copied(self, old: Tensor, slots: int, tokens: int) -> Tensor:
         # Zeros, not whatever lies there: attention multiplies masked values by 0, and 0 · NaN is NaN.
-        new = torch.zeros(slots, self.heads, tokens, self.width, dtype=old.dtype, device=old.device)
+        new = torch.zeros(slots, self.heads, tokens, old.shape[-1], dtype=old.dtype, device=old.device)
         new[: old.shape[0], :, : old.shape[2]] = old
         return new
 
@@ -176,8 +177,8 @@ class SlotCache:
         store = self._stores[layer]
         if places.rows is not None:
             k_1KTE, v_1KTE = k_1KTE.index_select(2, places.rows), v_1KTE.index_select(2, places.rows)
-        store.k.view(-1, store.width).index_copy_(0, places.index, k_1KTE.reshape(-1, store.width))
-        store.v.view(-1, store.width).index_copy_(0, places.index, v_1KTE.reshape(-1, store.width))
+        for stored, new in ((store.k, k_1KTE), (store.v, v_1KTE)):
+            stored.view(-1, stored.shape[-1]).index_copy_(0, places.index, new.reshape(-1, stored.shape[-1]))
 
     def past(self, layer: int, slot: int, first: int, stop: int) -> tuple[Tensor, Tensor]:
         store = self._stores[layer]

@@ -8,7 +8,7 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True)
 class LayerCache:
-    """One layer's memory per token: keys and values of (kv_heads, head_width) each.
+    """One layer's memory per token: keys (kv_heads, head_width) and values (kv_heads, value_width or head_width).
 
     kind "paged" keeps every token; "window" needs only the last `window` tokens.
     """
@@ -17,6 +17,7 @@ class LayerCache:
     kv_heads: int
     head_width: int
     window: int | None = None
+    value_width: int | None = None
 
     def bytes_per_token(self, itemsize: int) -> int:
-        return 2 * self.kv_heads * self.head_width * itemsize
+        return self.kv_heads * (self.head_width + (self.value_width or self.head_width)) * itemsize

@@ -12,40 +12,89 @@ from dacheng.models.cache import LayerCache
 from dacheng.models.traits import DecoderTraits
 from dacheng.nn.attention import Attention
 from dacheng.nn.contexts import AttentionLayer, Context
+from dacheng.nn.embedding import Embedding
+from dacheng.nn.latent import LatentAttention
 from dacheng.nn.linear import Dense
 from dacheng.nn.mlp import MLP
+from dacheng.nn.moe import MoE
 from dacheng.nn.ngrams import NgramEmbedding
-from dacheng.nn.norms import RMSNorm
+from dacheng.nn.norms import LayerNorm, RMSNorm, make_norm
 from dacheng.nn.rope import Rotary
+
+Rotations = dict[str, tuple[Tensor, Tensor]]
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)): pre-norm (Xiong et al. 2020)."""
+    """x + attention(norm(x)), then x + mlp(norm(x)): pre-norm (Xiong et al. 2020), unless the traits place the norms
+    behind the branches or around them, or let both branches read the same x."""
 
     def __init__(self, traits: DecoderTraits, index: int) -> None:
         super().__init__()
         t = traits
-        self.attention_norm = RMSNorm(t.width, t.norm_eps, t.norm_weight)
-        self.attention = Attention(
+        before, after = t.norm_placement in ("pre", "both"), t.norm_placement in ("post", "both")
+        self.parallel = t.parallel_branches
+        local = t.rope_window_theta is not None and t.layer_window(index) is not None
+        self.rotation = None if not t.is_rotated(index) else "window" if local else "main"
+        self.attention_norm = _norm(t) if before else None
+        self.attention = _attention(t, index)
+        self.attention_post_norm = _norm(t) if after else None
+        self.mlp_norm = _norm(t) if before else None
+        self.mlp: MLP | MoE
+        if t.moe is not None and t.is_moe(index):
+            self.mlp = MoE(t.width, t.moe, t.activation, t.mlp_bias)
+        else:
+            self.mlp = MLP(t.width, t.mlp_size, t.activation, t.mlp_bias)
+        self.mlp_post_norm = _norm(t) if after else None
+
+    def forward(self, x: Tensor, rotations: Rotations, context: Context, value_embedding: Tensor | None) -> Tensor:
+        rotation = rotations[self.rotation] if self.rotation is not None else None
+        attended = self.attention(_apply(self.attention_norm, x), rotation, context, value_embedding)
+        if self.parallel:
+            return x + attended + self.mlp(_apply(self.mlp_norm, x))
+        x = x + _apply(self.attention_post_norm, attended)
+        return x + _apply(self.mlp_post_norm, self.mlp(_apply(self.mlp_norm, x)))
+
+
+def _apply(norm: RMSNorm | LayerNorm | None, x: Tensor) -> Tensor:
+    return x if norm is None else norm(x)
+
+
+def _norm(t: DecoderTraits) -> RMSNorm | LayerNorm:
+    return make_norm(t.norm, t.width, t.norm_eps, t.norm_weight, t.norm_offset)
+
+
+def _attention(t: DecoderTraits, index: int) -> Attention | LatentAttention:
+    layer = AttentionLayer(index, window=t.layer_window(index), scale=t.attention_scale, soft_cap=t.attention_soft_cap)
+    if t.latent is not None:
+        return LatentAttention(
             width=t.width,
             heads=t.heads,
-            kv_heads=t.n_kv_heads,
-            head_width=t.head_size,
+            latent=t.latent,
             bias=t.attention_bias,
-            qk_norm=t.qk_norm,
-            qk_norm_weight=t.qk_norm_weight,
-            norm_eps=t.norm_eps,
-            value_gate=t.has_value_embedding(index),
-            layer=AttentionLayer(index, window=t.layer_window(index), soft_cap=t.attention_soft_cap),
+            interleaved=t.rope_interleaved,
+            layer=layer,
         )
-        self.mlp_norm = RMSNorm(t.width, t.norm_eps, t.norm_weight)
-        self.mlp = MLP(t.width, t.mlp_size, t.activation, t.gated, t.mlp_bias)
-
-    def forward(
-        self, x: Tensor, rotation: tuple[Tensor, Tensor], context: Context, value_embedding: Tensor | None
-    ) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), rotation, context, value_embedding)
-        return x + self.mlp(self.mlp_norm(x))
+    norms = None
+    if t.qk_norm:
+        q_width, k_width = (t.heads, t.n_kv_heads) if t.qk_norm_whole else (1, 1)
+        norms = (
+            RMSNorm(q_width * t.head_size, t.norm_eps, t.qk_norm_weight, t.norm_offset),
+            RMSNorm(k_width * t.head_size, t.norm_eps, t.qk_norm_weight, t.norm_offset),
+        )
+    return Attention(
+        width=t.width,
+        heads=t.heads,
+        kv_heads=t.n_kv_heads,
+        head_width=t.head_size,
+        bias=t.attention_bias,
+        output_bias=t.has_output_bias,
+        norms=norms,
+        whole_norm=t.qk_norm_whole,
+        interleaved=t.rope_interleaved,
+        value_gate=t.has_value_embedding(index),
+        sinks=t.attention_sinks,
+        layer=layer,
+    )
 
 
 class Decoder(nn.Module):
@@ -59,11 +108,12 @@ class Decoder(nn.Module):
         super().__init__()
         t = self.traits = traits.validate()
         self.checkpoint_activations = False
-        self.embed = nn.Embedding(t.vocab_size, t.width)
+        self.embed = Embedding(t.vocab_size, t.width)
         self.embed_norm = RMSNorm(t.width, t.norm_eps, weight=False) if t.embedding_norm else None
-        self.rotary = Rotary(t.head_size, t.rope_theta, t.max_positions)
+        self.position_embedding = Embedding(t.max_positions, t.width) if t.positions == "learned" else None
         self.blocks = nn.ModuleList(Block(t, i) for i in range(t.layers))
-        self.norm = RMSNorm(t.width, t.norm_eps, t.norm_weight)
+        self.rotaries = nn.ModuleDict(self._make_rotaries())
+        self.norm = _norm(t)
         self.lm_head = None if t.tied_head else Dense(t.width, t.vocab_size, bias=False)
         self.value_embeddings = nn.ModuleDict(
             {
@@ -82,34 +132,55 @@ class Decoder(nn.Module):
             self.residual_lambdas = nn.Parameter(torch.ones(t.layers))
             self.input_lambdas = nn.Parameter(torch.zeros(t.layers))
 
+    def _make_rotaries(self) -> dict[str, Rotary]:
+        """Those that some layer turns its heads with."""
+        t = self.traits
+        used = {block.rotation for block in self.blocks if isinstance(block, Block)}
+        made = {}
+        if "main" in used:
+            made["main"] = Rotary(t.rotated_size, t.rope_theta, t.max_positions, t.rope_scaling)
+        if "window" in used and t.rope_window_theta is not None:
+            made["window"] = Rotary(t.rotated_size, t.rope_window_theta, t.max_positions)
+        return made
+
     def forward(self, tokens: Tensor, positions: Tensor, context: Context) -> Tensor:
         """tokens, positions (B, T) int64 -> hidden states after the final norm (B, T, D).
 
         Raises IndexError for an id outside the vocabulary or a position past max_positions.
         """
+        t = self.traits
+        x = self._embedded(tokens, positions)
+        x0, rotations = x, {name: rotary(positions) for name, rotary in self.rotaries.items()}
+        ngrams = [table(tokens, context).to(x.dtype) for table in self.ngram_embeddings.values()]
+        for i, block in enumerate(self.blocks):
+            if t.residual_scalars:
+                x = self.residual_lambdas[i] * x + self.input_lambdas[i] * x0
+            for j, ngram in enumerate(ngrams):
+                x = x + self.ngram_lambdas[j * t.layers + i] * ngram
+            key = str(i)
+            value_embedding = self.value_embeddings[key](tokens) if key in self.value_embeddings else None
+            if self.checkpoint_activations and torch.is_grad_enabled():
+                x = checkpoint(block, x, rotations, context, value_embedding, use_reentrant=False)
+            else:
+                x = block(x, rotations, context, value_embedding)
+        return self.norm(x)
+
+    def _embedded(self, tokens: Tensor, positions: Tensor) -> Tensor:
         x = self.embed(tokens)
+        scale = self.traits.embedding_scale
+        if scale is not None:  # rounded as the weights are, as those who trained with it did (Gemma)
+            x = x * torch.tensor(scale, dtype=x.dtype, device=x.device)
+        if self.position_embedding is not None:
+            x = x + self.position_embedding(positions)
         if self.embed_norm is not None:
             x = self.embed_norm(x)
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        x0, rotation = x, self.rotary(positions)
-        ngrams = [table(tokens, context).to(x.dtype) for table in self.ngram_embeddings.values()]
-        for i, block in enumerate(self.blocks):
-            if self.traits.residual_scalars:
-                x = self.residual_lambdas[i] * x + self.input_lambdas[i] * x0
-            for j, ngram in enumerate(ngrams):
-                x = x + self.ngram_lambdas[j * self.traits.layers + i] * ngram
-            key = str(i)
-            value_embedding = self.value_embeddings[key](tokens) if key in self.value_embeddings else None
-            if self.checkpoint_activations and torch.is_grad_enabled():
-                x = checkpoint(block, x, rotation, context, value_embedding, use_reentrant=False)
-            else:
-                x = block(x, rotation, context, value_embedding)
-        return self.norm(x)
+        return x
 
     def head(self, hidden: Tensor) -> Tensor:
         """hidden (..., D) -> logits (..., V) in float32, soft-capped where the traits say so."""
-        logits = nn.functional.linear(hidden, self.head_weight).float()
+        logits = (self.embed.as_head(hidden) if self.lm_head is None else self.lm_head(hidden)).float()
         cap = self.traits.logit_soft_cap
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
@@ -129,12 +200,15 @@ class Decoder(nn.Module):
         residual_std = 0.0 if ours else t.initializer_range / math.sqrt(2 * t.layers)
         tied_std = t.initializer_range
         self.embed.weight.normal_(0.0, 1.0 if ours and not t.tied_head else tied_std, generator=generator)
+        if self.position_embedding is not None:
+            self.position_embedding.weight.normal_(0.0, t.initializer_range, generator=generator)
         for module in self.modules():
-            if isinstance(module, RMSNorm) and module.weight is not None:
-                module.weight.fill_(1.0)
-        for module in self.modules():
-            if isinstance(module, Attention | MLP):
-                module.reset(std, residual_std, generator)
+            if isinstance(module, RMSNorm | LayerNorm):
+                module.reset()
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            block.attention.reset(std, residual_std, generator)
+            block.mlp.reset(std, residual_std, generator)
         for embedding in self.value_embeddings.values():
             assert isinstance(embedding, nn.Embedding)
             embedding.weight.normal_(0.0, std, generator=generator)
@@ -154,32 +228,43 @@ class Decoder(nn.Module):
         """Numbers of parameters: total, embedding (every table), head (0 when tied), matrices, other."""
         counts = {"embedding": 0, "head": 0, "matrices": 0, "other": 0}
         for name, parameter in self.named_parameters():
-            if name.startswith(("embed.", "value_embeddings.", "ngram_embeddings.")):
+            if name.startswith(("embed.", "position_embedding.", "value_embeddings.", "ngram_embeddings.")):
                 counts["embedding"] += parameter.numel()
             elif name.startswith("lm_head."):
                 counts["head"] += parameter.numel()
             else:
-                counts["matrices" if parameter.ndim == 2 else "other"] += parameter.numel()
+                matrix = parameter.ndim == 3 or (parameter.ndim == 2 and not name.endswith("_bias"))
+                counts["matrices" if matrix else "other"] += parameter.numel()
         return {"total": sum(counts.values()), **counts}
+
+    def active_params(self) -> int:
+        """Weights of matrix products that one token goes through: of the experts, only those it chooses."""
+        total = self.params()["matrices"]
+        for block in self.blocks:
+            if isinstance(block, Block) and isinstance(block.mlp, MoE):
+                experts = sum(p.numel() for p in block.mlp.experts.parameters() if p.ndim == 3)
+                m = block.mlp.traits
+                total -= experts * (m.experts - m.experts_per_token) // m.experts
+        return total
 
     def flops(self, context_length: int, training: bool = True) -> float:
         """FLOPs of one token at a mean position of a `context_length`-token text: 2 per weight of every matrix product
         (the head included, embeddings not) and 4·H·E per token looked at; times 3 in training (Kaplan et al. 2020,
         table 1; backward is twice the forward)."""
         t = self.traits
-        weights = self.params()["matrices"] + t.vocab_size * t.width
+        weights = self.active_params() + t.vocab_size * t.width
         looked_at = 0.0
         for i in range(t.layers):
             window = min(t.layer_window(i) or context_length, context_length)
             # mean over positions p of min(p + 1, window)
             looked_at += window - window * (window - 1) / (2 * context_length)
-        forward = 2.0 * weights + 4.0 * t.heads * t.head_size * looked_at
+        forward = 2.0 * weights + 2.0 * t.heads * (t.head_size + t.value_size) * looked_at
         return forward * (3.0 if training else 1.0)
 
     def cache_spec(self) -> list[LayerCache]:
         """What generation keeps, layer by layer."""
         t = self.traits
         return [
-            LayerCache("window" if (w := t.layer_window(i)) else "paged", t.n_kv_heads, t.head_size, w)
+            LayerCache("window" if (w := t.layer_window(i)) else "paged", t.n_kv_heads, t.head_size, w, t.value_size)
             for i in range(t.layers)
         ]

@@ -14,12 +14,14 @@ from torch.nn.functional import scaled_dot_product_attention
 @dataclass(frozen=True, slots=True)
 class AttentionLayer:
     """What a context must know of the layer that calls. `window`: tokens a query looks back over, itself included
-    (None: all). `scale`: multiplies q·k (None: 1/sqrt(E)). `soft_cap` c: scores become c·tanh(score/c) (Gemma 2)."""
+    (None: all). `scale`: multiplies q·k (None: 1/sqrt(E)). `soft_cap` c: scores become c·tanh(score/c) (Gemma 2).
+    `sinks` (H,): a further score per head that has no value behind it (gpt-oss)."""
 
     index: int
     window: int | None = None
     scale: float | None = None
     soft_cap: float | None = None
+    sinks: Tensor | None = None
 
 
 class Context(Protocol):
@@ -35,20 +37,20 @@ class Context(Protocol):
 def attention(
     q_BHTE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, mask: Tensor | None, causal: bool, layer: AttentionLayer
 ) -> Tensor:
-    """Scaled dot-product attention with grouped heads (Ainslie et al. 2023) and an optional score soft-cap.
+    """Scaled dot-product attention with grouped heads (Ainslie et al. 2023), and optionally a soft-cap and sinks.
 
     mask: None, or broadcastable to (B, 1, T, S): boolean (True = may look) or additive float. `causal` (only where
-    T = S) hides the future and is cheaper than a mask. Returns (B, H, T, E).
+    T = S) hides the future and is cheaper than a mask. Returns (B, H, T, E of v).
     """
     B, H, T, E = q_BHTE.shape
     K = k_BKSE.shape[1]
-    if layer.soft_cap is not None:
-        return _capped(q_BHTE, k_BKSE, v_BKSE, mask, causal, layer)
+    if layer.soft_cap is not None or layer.sinks is not None:
+        return _plain(q_BHTE, k_BKSE, v_BKSE, mask, causal, layer)
     if H != K and T == 1:
         # One query: the heads of a group become rows over the same keys, which saves repeating the cache.
         q = q_BHTE.reshape(B, K, H // K, E)
         out = scaled_dot_product_attention(q, k_BKSE, v_BKSE, attn_mask=mask, scale=layer.scale)
-        return out.reshape(B, H, T, E)
+        return out.reshape(B, H, T, out.shape[-1])
     if H != K:
         k_BKSE, v_BKSE = _repeat(k_BKSE, H // K), _repeat(v_BKSE, H // K)
     return scaled_dot_product_attention(
@@ -61,19 +63,22 @@ def _repeat(x_BKSE: Tensor, times: int) -> Tensor:
     return x_BKSE[:, :, None].expand(B, K, times, S, E).reshape(B, K * times, S, E)
 
 
-def _capped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, layer: AttentionLayer) -> Tensor:
-    """The plain formula: fused kernels have no soft-cap."""
+def _plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, layer: AttentionLayer) -> Tensor:
+    """The formula itself: fused kernels have neither soft-cap nor sinks."""
     times = q.shape[1] // k.shape[1]
     k, v = _repeat(k, times), _repeat(v, times)
-    assert layer.soft_cap is not None
     scale = layer.scale if layer.scale is not None else q.shape[-1] ** -0.5
     scores = (q @ k.transpose(-1, -2)).float() * scale
-    scores = layer.soft_cap * torch.tanh(scores / layer.soft_cap)
+    if layer.soft_cap is not None:
+        scores = layer.soft_cap * torch.tanh(scores / layer.soft_cap)
     if causal and q.shape[2] > 1:
         future = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).triu(1)
         scores = scores.masked_fill(future, float("-inf"))
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
+    if layer.sinks is not None:
+        sinks = layer.sinks.float().view(1, -1, 1, 1).expand(q.shape[0], -1, q.shape[2], 1)
+        return torch.softmax(torch.cat((scores, sinks), -1), dim=-1)[..., :-1].to(v.dtype) @ v
     return torch.softmax(scores, dim=-1).to(v.dtype) @ v
 
 

@@ -106,7 +106,8 @@ def activation_bytes(
     """Bytes kept per token between forward and backward, plus the gradients that pass through one layer."""
     t, size = traits, 4 if dtype == "float32" else 2
     layers = [_layer_bytes(t, i, context_length, size) for i in range(t.layers)]
-    through = size * (3 * t.mlp_size + 4 * t.heads * t.head_size)  # backward of one layer, beside what it kept
+    widest = max(t.mlp_size, 0 if t.moe is None else t.moe.expert_width * t.moe.experts_per_token)
+    through = size * (3 * widest + 4 * t.heads * t.head_size)  # backward of one layer, beside what it kept
     # ids, positions, rotation, the mask of packed documents (one per window size), input and final norm
     windows = len({t.layer_window(i) for i in range(t.layers)})
     fixed = 24 + 4 * t.head_size + 4 * context_length * windows + _norm_bytes(t.width, t.norm_weight, size)
@@ -180,8 +181,16 @@ def _layer_bytes(t: DecoderTraits, layer: int, context_length: int, size: int) -
         kept += size * t.width
     if t.has_value_embedding(layer):
         kept += size * (kv + 2 * t.n_kv_heads) + size * kv
-    # gated: gate, up, silu(gate) and their product; else: up and what comes after the activation
-    return kept + size * t.mlp_size * (4 if t.gated else 2)
+    return kept + _mlp_bytes(t, layer, size)
+
+
+def _mlp_bytes(t: DecoderTraits, layer: int, size: int) -> int:
+    per_unit = size * (4 if t.gated else 2)  # gate, up, silu(gate) and their product; else: up and its activation
+    if t.moe is None or not t.is_moe(layer):
+        return per_unit * t.mlp_size
+    m, k = t.moe, t.moe.experts_per_token
+    routed = per_unit * m.expert_width * k + size * t.width * 3 * k  # input, output and weighted output of each choice
+    return routed + per_unit * m.shared_width + 4 * 3 * m.experts + 16 * k
 
 
 def _norm_bytes(width: int, weight: bool, size: int) -> int:

@@ -88,9 +88,9 @@ def run(config: Config, inputs: dict[str, Artifact], out: Path, context: StageCo
     context.reporter.note(describe(model, rows, corpus.context_length))
     trainer = Trainer(
         model,
-        [Phase(NextToken(chunk=config.chunk, z_loss=config.z_loss))],
+        [Phase(NextToken(config.chunk, config.z_loss, routed=traits.moe is not None))],
         corpus.source("train", rows, parts, seed=derive_seed(config.seed, "data")),
-        [*_callbacks(config, corpus, tokenizer, rows), Progress()],
+        [*_callbacks(config, corpus, tokenizer, routed=traits.moe is not None), Progress()],
         settled,
         out,
         ledger=context.ledger,
@@ -166,8 +166,8 @@ def _check_memory(config: Config, traits: DecoderTraits, rows: int, context_leng
     )
 
 
-def _callbacks(config: Config, corpus: TokenizedCorpus, tokenizer: Tokenizer, rows: int) -> list[Callback]:
-    """Validation, samples and logs, as the configuration asks for them."""
+def _callbacks(config: Config, corpus: TokenizedCorpus, tokenizer: Tokenizer, routed: bool) -> list[Callback]:
+    """Validation, samples and logs, as the configuration asks for them; routed: the model has experts."""
     import numpy as np
 
     from dacheng.evaluate.perplexity import evaluate_source
@@ -175,6 +175,10 @@ def _callbacks(config: Config, corpus: TokenizedCorpus, tokenizer: Tokenizer, ro
     from dacheng.train.logs import Sample, TensorBoard
 
     found: list[Callback] = []
+    if routed:
+        from dacheng.train.experts import ExpertLoad
+
+        found.append(ExpertLoad())
     if "valid" in corpus.splits and corpus.entry("valid")["packing"]["rows"]:
         source, lengths = corpus.source("valid", 1), tokenizer.byte_lengths()
         chosen = np.arange(min(config.eval_rows, source.packing.rows))

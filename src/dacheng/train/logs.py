@@ -61,7 +61,7 @@ def _step_of(line: bytes) -> float:
     return step if isinstance(step, int) else float("inf")
 
 
-class _FileLog(Callback):
+class FileLog(Callback):
     """Keeps a JSONL file under out: cut back to the resumed step at the start, on disk before each checkpoint."""
 
     file_name: str
@@ -82,7 +82,7 @@ class _FileLog(Callback):
             self._file.close()
 
 
-class JsonlLog(_FileLog):
+class JsonlLog(FileLog):
     """out/train.jsonl: one line a step and one an evaluation. After any number of resumes it holds the steps of the
     uninterrupted run, each once. The trainer adds it by itself."""
 
@@ -99,7 +99,7 @@ class JsonlLog(_FileLog):
             self._file.append({"step": trainer.state.step, "evaluation": metrics})
 
 
-class Sample(_FileLog):
+class Sample(FileLog):
     """Every `every` steps and at the end, shows the text function(model) gives and keeps it in out/samples.jsonl."""
 
     file_name = "samples.jsonl"
