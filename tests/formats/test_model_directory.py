@@ -114,7 +114,7 @@ def test_dtype_casts_on_the_way_out_and_on_the_way_in(tmp_path):
     for name, tensor in model.state_dict().items():
         assert torch.equal(as_stored.state_dict()[name], tensor.bfloat16())
         assert torch.equal(wide.state_dict()[name], tensor.bfloat16().float())
-    assert as_stored.rotary.cos.dtype == torch.float32  # positions are not rounded with the weights
+    assert as_stored.rotaries["main"].frequencies.dtype == torch.float32  # positions are not rounded with the weights
     for wrong in ("int8", "bf17", torch.int64):
         with pytest.raises(UsageError) as caught:
             load_model(tmp_path / "m", dtype=wrong)

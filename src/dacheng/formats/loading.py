@@ -1,0 +1,174 @@
+"""Reading a model: a directory in Hugging Face layout, or a GGUF file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor
+
+from dacheng.errors import DachengError
+from dacheng.formats import provenance as origin
+from dacheng.formats.dtypes import as_dtype
+from dacheng.formats.huggingface.families import family_of_config
+from dacheng.formats.huggingface.family import Family
+from dacheng.formats.json_files import read_json
+from dacheng.formats.meta import on_meta
+from dacheng.formats.shards import WEIGHTS, read_weights
+from dacheng.formats.tensors import check_tensors
+from dacheng.models.decoder import Decoder
+from dacheng.models.traits import DecoderTraits
+from dacheng.nn.packed import pack_weights
+from dacheng.ops.qtensor import QTensor
+
+if TYPE_CHECKING:
+    from dacheng.text import Tokenizer
+
+CONFIG, GENERATION, TOKENIZER = "config.json", "generation_config.json", "tokenizer.json"
+_AGAIN = "copy config.json and the weights again, from one source"
+
+
+@dataclass(slots=True)
+class LoadedModel:
+    """What was read. `notes` are things to show the user: fields taken as off, tensors left aside."""
+
+    model: Decoder
+    tokenizer: Tokenizer | None
+    provenance: dict[str, Any]
+    generation: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+
+
+def load_model(
+    path: Path | str,
+    *,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    check_hash: bool = True,
+    packed: bool = False,
+) -> LoadedModel:
+    """Reads a directory of any family in `huggingface.families`, or a .gguf file, in evaluation mode.
+
+    Weights keep their stored dtype unless `dtype` is given; those in GGUF's blocks become float32, or with `packed`
+    stay as they are where the family allows it (a note says where not). On the CPU, uncast weights stay mapped: the
+    model takes no more memory than its file, and several processes share it. `check_hash` compares the weights with the
+    hash in dacheng.json, where there is one (about a second for half a gigabyte). Raises DamagedFile on damaged files
+    and DachengError naming the field or the tensor, what was expected and what was found.
+    """
+    if Path(path).suffix == ".gguf":
+        return _load_gguf(Path(path), as_dtype(dtype), torch.device(device), packed)
+    directory = existing_directory(path)
+    config = read_json(directory / CONFIG)
+    family = family_of_config(config, directory / CONFIG)
+    traits, notes = family.read(config, directory / CONFIG)
+    provenance = origin.read(directory)
+    if check_hash:
+        origin.check_weights(directory, provenance)
+    if packed:
+        notes.append(f"{directory} has no packed weights: they are loaded as floats")
+    found: dict[str, Tensor | QTensor] = dict(read_weights(directory))
+    model = _assembled(found, family, traits, as_dtype(dtype), torch.device(device), str(directory), notes)
+    tokenizer = load_tokenizer(directory) if (directory / TOKENIZER).exists() else None
+    _note_tokenizer(tokenizer, traits, str(directory), notes)
+    return LoadedModel(model, tokenizer, provenance, _read_generation(directory, config), notes)
+
+
+def _load_gguf(path: Path, dtype: torch.dtype | None, device: torch.device, packed: bool) -> LoadedModel:
+    from dacheng.formats.gguf.model import gguf_model
+
+    source = gguf_model(path, packed, dtype)
+    where = Path(f"{path}: its metadata")
+    family = family_of_config(source.config, where)
+    traits, notes = family.read(source.config, where)
+    notes = [*source.notes, *notes]
+    model = _assembled(source.tensors, family, traits, dtype, device, str(path), notes)
+    tokenizer = source.tokenizer()
+    _note_tokenizer(tokenizer, traits, str(path), notes)
+    ids = {} if tokenizer is None else {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
+    generation = {name: value for name, value in ids.items() if value is not None}
+    return LoadedModel(model, tokenizer, {}, generation, notes)
+
+
+def _note_tokenizer(tokenizer: Tokenizer | None, traits: DecoderTraits, where: str, notes: list[str]) -> None:
+    if tokenizer is None:
+        notes.append(f"{where} has no {TOKENIZER}: the model takes token ids only")
+    elif tokenizer.vocab_size > traits.vocab_size:
+        notes.append(f"the tokenizer has {tokenizer.vocab_size} tokens, the model takes only {traits.vocab_size}")
+
+
+def load_tokenizer(directory: Path | str) -> Tokenizer:
+    """The tokenizer of a directory, which need not hold a model beside it. Raises DachengError when there is none."""
+    directory = Path(directory)
+    if not (directory / TOKENIZER).exists():
+        raise DachengError(
+            f"{directory} has no tokenizer", field="file", value=TOKENIZER, remedy="copy the tokenizer's files there"
+        )
+    from dacheng.text import Tokenizer
+
+    return Tokenizer.load(directory)
+
+
+def existing_directory(directory: Path | str) -> Path:
+    """`directory` as a path. Raises DachengError when it is none, or holds no model."""
+    directory = Path(directory)
+    if (directory / CONFIG).is_file():
+        return directory
+    problem = (
+        "holds no model" if directory.is_dir() else "is not a directory" if directory.exists() else "does not exist"
+    )
+    raise DachengError(
+        f"{directory} {problem}",
+        field="model",
+        value=str(directory),
+        remedy=f"name a directory with {CONFIG}, {WEIGHTS} and {TOKENIZER}",
+    )
+
+
+def without_memory(family: Family, traits: DecoderTraits) -> Decoder:
+    """The model without memory for its weights."""
+    with on_meta():
+        return family.build(traits)
+
+
+def _assembled(
+    found: dict[str, Tensor | QTensor],
+    family: Family,
+    traits: DecoderTraits,
+    dtype: torch.dtype | None,
+    device: torch.device,
+    where: str,
+    notes: list[str],
+) -> Decoder:
+    """The model with the weights `found` under the family's names. Empties `found` on the way: where weights are cast
+    or rearranged, the whole is never there twice."""
+    model = without_memory(family, traits)
+    expected = family.export_tensors(model.state_dict(), traits)
+    for name in sorted(found.keys() - expected.keys()):
+        if reason := family.redundant(name, cast(Mapping[str, Tensor], found), traits):
+            notes.append(f"{name} was left aside: {reason}")
+            del found[name]
+    check_tensors(expected, cast(Mapping[str, Tensor], found), where, _AGAIN)
+    state: dict[str, Any] = dict(family.import_tensors(cast(Mapping[str, Tensor], found), traits))
+    found.clear()
+    for name in state:
+        state[name] = _moved(state[name], dtype, device)
+    model.load_state_dict(pack_weights(model, state), strict=True, assign=True)
+    for module in model.modules():
+        if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
+            cast(Any, module).rebuild(device)  # tables that follow from the traits are not stored
+    return model.to(device).eval()
+
+
+def _moved(value: Tensor | QTensor, dtype: torch.dtype | None, device: torch.device) -> Tensor | QTensor:
+    return value.to(device=device) if isinstance(value, QTensor) else value.to(device=device, dtype=dtype)
+
+
+def _read_generation(directory: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """generation_config.json; without one, the special ids that older writers put into config.json."""
+    if (directory / GENERATION).exists():
+        return read_json(directory / GENERATION)
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    return {name: config[name] for name in names if config.get(name) is not None}
