@@ -12,7 +12,10 @@ from hypothesis import strategies as st
 from dacheng.engine import Engine, Request
 from dacheng.engine.readings import Embedding, Scoring
 from dacheng.errors import DachengError, UsageError
+from dacheng.models.decoder import Decoder
+from dacheng.models.traits import DecoderTraits
 from dacheng.nn.contexts import DenseCausal
+from dacheng.nn.rope import RopeScaling
 from dacheng.protocols import LanguageModel, SamplingParams
 
 TOKENIZER = PieceTokenizer()
@@ -396,3 +399,13 @@ def test_a_bfloat16_model_keeps_a_bfloat16_cache():
     for each in (narrow, full):
         assert len(each.generate(["abc", "de"], GREEDY)[0].token_ids) == 20
     assert narrow.cache.bytes() * 2 == full.cache.bytes()
+
+
+def test_longrope_ends_where_its_short_factors_do():
+    factors = {"short_factors": (1.0,) * 4, "long_factors": (2.0,) * 4}
+    scaling = RopeScaling(kind="longrope", factor=4.0, original_positions=16, **factors)
+    traits = DecoderTraits(vocab_size=40, width=16, layers=1, heads=2, max_positions=64, rope_scaling=scaling)
+    engine = Engine(Decoder(traits).init_weights())
+    assert engine.max_context == 16
+    longer = Decoder(replace(traits, rope_scaling=replace(scaling, long=True))).init_weights()
+    assert Engine(longer).max_context == 64

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,8 @@ from dacheng.formats.huggingface.families import FAMILIES, family_of_config, fam
 from dacheng.formats.huggingface.family import resolved
 from dacheng.formats.huggingface.llama import Llama
 from dacheng.formats.huggingface.names import NameTable
-from dacheng.models.traits import ACTIVATIONS, DecoderTraits
+from dacheng.formats.huggingface.patterns import shortest
+from dacheng.models.traits import DecoderTraits
 
 PATH = Path("model/config.json")
 # As published for a small model by transformers 4.42.
@@ -58,7 +60,7 @@ def traits_of(**changes) -> DecoderTraits:
 def test_a_published_config_is_understood_without_a_note():
     traits, notes = Llama().read(PUBLISHED, PATH)
     assert notes == []
-    assert traits == DecoderTraits(
+    expected = DecoderTraits(
         vocab_size=49152,
         width=576,
         layers=30,
@@ -72,6 +74,7 @@ def test_a_published_config_is_understood_without_a_note():
         tied_head=True,
         initializer_range=0.041666666666666664,
     )
+    assert traits == resolved(expected)
 
 
 def test_absent_fields_take_the_defaults_of_transformers():
@@ -102,9 +105,29 @@ def test_both_forms_of_rotary_parameters(changes, theta):
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
-        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "rope_type"),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "type"),
-        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope_type"),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 8.0}}, "rope_type"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 8.0}}, "type"),
+        ({"rope_scaling": {"rope_type": "proportional"}}, "rope_type"),
+        ({"rope_scaling": {"rope_type": ["yarn"]}}, "rope_type"),
+        ({"rope_scaling": {"rope_type": "linear", "type": "yarn", "factor": 2.0}}, "rope_type"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "low_freq_factor"),
+        (
+            {"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4.0, "high_freq_factor": 1.0}},
+            "rope_scaling.high_frequency_factor",
+        ),
+        ({"rope_scaling": {"type": "linear"}}, "factor"),
+        ({"rope_scaling": {"type": "linear", "factor": 0.5}}, "factor"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0, "alpha": 3.0}}, "alpha"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "factor"),
+        ({"rope_scaling": {"type": "yarn", "factor": 2.0}, "rope_theta": 1.0}, "rope_theta"),
+        ({"rope_scaling": {"type": "yarn", "factor": 2.0, "truncate": 1}}, "truncate"),
+        (
+            {"rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": [1.0] * 32}},
+            "rope_scaling.short_factors",
+        ),
+        ({"rope_scaling": {"type": "longrope", "short_factor": [1.0] * 32, "long_factor": [0] * 32}}, "long_factor"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": {"rope_theta": 1e5}}, "rope_scaling"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"rope_scaling": {"rope_type": "default", "factor": 2.0}}, "factor"),
         ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
         ({"rope_scaling": [8.0]}, "rope_scaling"),
@@ -116,7 +139,9 @@ def test_both_forms_of_rotary_parameters(changes, theta):
         ({"hidden_act": "relu"}, "hidden_act"),
         ({"hidden_act": ["silu"]}, "hidden_act"),
         ({"sliding_window": 4096}, "sliding_window"),
-        ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
+        ({"layer_types": ["full_attention"] * 29 + ["sliding_attention"]}, "layer_types"),
+        ({"layer_types": ["full_attention"] * 29}, "layer_types"),
+        ({"layer_types": "full_attention"}, "layer_types"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"auto_map": {"AutoModel": "modeling.X"}}, "auto_map"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "architectures"),
@@ -129,7 +154,7 @@ def test_both_forms_of_rotary_parameters(changes, theta):
         ({"hidden_size": 10**12}, "hidden_size"),
         ({"hidden_size": -1}, "hidden_size"),
         ({"num_hidden_layers": 10**6}, "num_hidden_layers"),
-        ({"max_position_embeddings": 2**24, "head_dim": 2**16}, "max_positions"),
+        ({"max_position_embeddings": 2**24 + 1}, "max_position_embeddings"),
         ({"tie_word_embeddings": 1}, "tie_word_embeddings"),
         ({"rms_norm_eps": 0}, "rms_norm_eps"),
         ({"rms_norm_eps": "1e-5"}, "rms_norm_eps"),
@@ -156,99 +181,6 @@ def test_unknown_fields_that_are_off_and_dropout_are_noted():
 
 
 PLAIN = DecoderTraits(vocab_size=96, width=32, layers=2, heads=4)
-OWN_RECIPE = {
-    "activation": "relu2",
-    "norm_weight": False,
-    "qk_norm": True,
-    "logit_soft_cap": 15.0,
-    "attention_soft_cap": 50.0,
-    "value_embeddings": True,
-    "residual_scalars": True,
-    "embedding_norm": True,
-}
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"kv_heads": 2, "tied_head": False},
-        {"attention_bias": True, "mlp_bias": True},
-        {"activation": "geglu_tanh", "rope_theta": 5e5, "norm_eps": 1e-5},
-        {"head_width": 16, "mlp_width": 40, "max_positions": 77},
-    ],
-)
-def test_traits_with_a_counterpart_are_written_as_llama(changes):
-    traits = replace(PLAIN, **changes)
-    family = family_of_traits(traits)
-    assert family.model_type == "llama"
-    assert family.read(family.from_traits(traits), PATH) == (resolved(traits), [])
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [{name: value} for name, value in OWN_RECIPE.items()]
-    + [
-        OWN_RECIPE,
-        {"qk_norm": True, "qk_norm_weight": True},
-        {"window": 8, "window_pattern": "SL"},
-        {"window": 8},  # no layer uses it, and it must not get lost all the same
-        {"activation": "silu"},  # not gated: llama's "silu" is
-        {"width": 36, "heads": 8, "head_width": 4},  # transformers refuses a width that the heads do not divide
-    ],
-)
-def test_all_other_traits_keep_their_own_format(changes):
-    traits = replace(PLAIN, **changes)
-    family = family_of_traits(traits)
-    assert family.model_type == "dacheng"
-    assert family.read(family.from_traits(traits), PATH) == (resolved(traits), [])
-
-
-def test_every_trait_is_told_apart_by_some_family():
-    """A trait added later must not be lost on the way to disk: changing any one of them changes what comes back."""
-    other = {"kv_heads": 2, "head_width": 10, "mlp_width": 40, "window": 8, "window_pattern": "L" * 3}
-    other |= {"ngram_rows": 64, "ngram_longest": 4}
-    for trait in fields(DecoderTraits):
-        value = getattr(PLAIN, trait.name)
-        if trait.name in other:
-            value = other[trait.name]
-        elif isinstance(value, bool):
-            value = not value
-        elif isinstance(value, str):
-            value = "relu2"
-        elif trait.name == "heads":
-            value = 8
-        else:
-            value = 2.0 if value is None else value * 2
-        changed = replace(PLAIN, **{trait.name: value})
-        family = family_of_traits(changed)
-        assert family.read(family.from_traits(changed), PATH)[0] == resolved(changed) != resolved(PLAIN), trait.name
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.data())
-def test_any_buildable_traits_survive_the_way_to_disk(data):
-    draw = data.draw
-    heads = draw(st.sampled_from([1, 2, 4, 6]))
-    traits = DecoderTraits(
-        vocab_size=draw(st.integers(1, 10**6)),
-        width=heads * 2 * draw(st.integers(1, 64)),
-        layers=draw(st.integers(1, 99)),
-        heads=heads,
-        kv_heads=draw(st.sampled_from([None, 1, heads])),
-        activation=draw(st.sampled_from(ACTIVATIONS)),
-        norm_eps=draw(st.floats(1e-12, 1)),
-        rope_theta=draw(st.floats(1, 1e9)),
-        max_positions=draw(st.integers(1, 10**5)),
-        tied_head=draw(st.booleans()),
-        qk_norm=draw(st.booleans()),
-        logit_soft_cap=draw(st.none() | st.floats(1, 100)),
-        window=draw(st.integers(1, 99)),
-        window_pattern=draw(st.text("SL", min_size=1, max_size=5)),
-    )
-    family = family_of_traits(traits)
-    assert family.read(family.from_traits(traits), PATH) == (resolved(traits), [])
-
 
 ANY_JSON = (
     st.none()
@@ -260,12 +192,16 @@ ANY_JSON = (
     | st.lists(st.integers(), max_size=2)
     | st.dictionaries(st.sampled_from(["rope_type", "rope_theta", "width", "layers"]), st.integers() | st.text())
 )
-KEYS = st.sampled_from([*sorted(PUBLISHED), "traits", "rope_parameters", "layer_types", "x"])
+GOLDEN = [
+    json.loads(path.read_text())
+    for path in sorted((Path(__file__).parent.parent / "goldens" / "families").glob("*/config.json"))
+]
+KEYS = st.sampled_from(sorted({"traits", "x", "rope_scaling", "layer_types"}.union(PUBLISHED, *GOLDEN)))
 
 
 @settings(max_examples=150, deadline=None)
 @given(
-    base=st.sampled_from([PUBLISHED, FAMILIES[-1].from_traits(PLAIN)]),
+    base=st.sampled_from([PUBLISHED, FAMILIES[-1].from_traits(PLAIN), *GOLDEN]),
     changes=st.dictionaries(KEYS, ANY_JSON, min_size=1, max_size=3),
 )
 def test_no_config_does_worse_than_an_error_with_a_field(base, changes):
@@ -295,6 +231,22 @@ def test_no_config_does_worse_than_an_error_with_a_field(base, changes):
         ({"colour": 1}, "colour"),
         ({"heads": 5}, "heads"),
         ({"window_pattern": "SX"}, "window_pattern"),
+        ({"moe": {"experts": 4}}, "moe.experts_per_token"),
+        ({"moe": {"experts": 4, "experts_per_token": 2, "expert_width": 8, "colour": 1}}, "moe.colour"),
+        ({"moe": {"experts": True, "experts_per_token": 2, "expert_width": 8}}, "traits.moe.experts"),
+        ({"moe": {"experts": 10**6, "experts_per_token": 2, "expert_width": 8}}, "traits.moe.experts"),
+        ({"moe": {"experts": 4, "experts_per_token": 2, "expert_width": 8, "score": "x"}}, "traits.moe.score"),
+        ({"moe": [4]}, "traits.moe"),
+        ({"moe": {"experts": 4, "experts_per_token": 2, "expert_width": 8, "pattern": "X"}}, "moe.pattern"),
+        ({"latent": {"kv_rank": 8, "rope_width": 3}}, "latent.rope_width"),
+        ({"rope_scaling": {"kind": "dynamic"}}, "traits.rope_scaling.kind"),
+        ({"rope_scaling": {"kind": "linear", "factor": 0.0}}, "traits.rope_scaling.factor"),
+        ({"rope_scaling": {"kind": "linear", "factor": 0.5}}, "factor"),
+        ({"rope_scaling": {"kind": "yarn", "factor": 2.0}}, "original_positions"),
+        (
+            {"rope_scaling": {"kind": "longrope", "original_positions": 9, "short_factors": [1, -1]}},
+            "traits.rope_scaling.short_factors",
+        ),
     ],
 )
 def test_our_own_config_is_checked_just_as_much(changes, field):
@@ -337,3 +289,10 @@ def test_names_go_both_ways_and_only_canonical_numbers():
         assert table.theirs(name) is None, name
     with pytest.raises(ValueError, match="two of our names"):
         NameTable({"a": "x", "b": "x"})
+
+
+@given(st.text("SL", min_size=1, max_size=12))
+def test_the_shortest_pattern_repeats_to_the_same_letters(letters):
+    pattern = shortest(letters)
+    assert (pattern * len(letters))[: len(letters)] == letters
+    assert not any((letters[:n] * len(letters))[: len(letters)] == letters for n in range(1, len(pattern)))

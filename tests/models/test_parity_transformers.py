@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
-from dacheng.errors import DachengError
 from dacheng.formats.huggingface.llama import Llama
 from dacheng.formats.model_directory import load_model, save_model
 from dacheng.formats.safetensors_io import read_tensors
 from dacheng.models.decoder import Decoder
 from dacheng.models.traits import DecoderTraits
 from dacheng.nn.contexts import DenseCausal
+from dacheng.nn.moe import MoETraits
 
 pytestmark = pytest.mark.peer
 transformers = pytest.importorskip("transformers")
 TOLERANCE = 1e-4
+FAMILIES = Path(__file__).resolve().parent.parent / "goldens" / "families"
 
 
 @torch.no_grad()
@@ -91,30 +94,77 @@ def test_bfloat16_stays_within_its_own_rounding(tmp_path):
     assert here < 1.5 * there
 
 
-def test_scaled_rotary_positions_as_transformers_writes_them_are_refused(tmp_path):
-    rope = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-    config = transformers.LlamaConfig(
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        rope_parameters=rope | {"original_max_position_embeddings": 64},
+def peers_logits(directory, ids: torch.Tensor) -> torch.Tensor:
+    peer, report = transformers.AutoModelForCausalLM.from_pretrained(
+        directory, dtype=torch.float32, output_loading_info=True, attn_implementation="eager"
     )
-    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "m")
-    with pytest.raises(DachengError) as caught:
-        load_model(tmp_path / "m")
-    assert (caught.value.field, caught.value.value) == ("rope_type", "llama3")
+    assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), report
+    with torch.no_grad():
+        return peer.eval()(ids).logits
 
 
-def test_goldens_are_what_the_script_makes(goldens, tmp_path):
-    spec = importlib.util.spec_from_file_location("make_llama_parity", goldens / "make_llama_parity.py")
+@pytest.mark.parametrize("case", sorted(path.name for path in FAMILIES.iterdir()))
+def test_transformers_loads_what_we_write_for_every_family(tmp_path, case):
+    """The golden's traits with other weights, in float32."""
+    model, generator = load_model(FAMILIES / case, dtype="float32").model, torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            centre = 1.0 if "norm" in name and name.endswith("weight") and not model.traits.norm_offset else 0.0
+            tensor.copy_(torch.empty(tensor.shape).normal_(centre, 0.4, generator=generator))
+    save_model(tmp_path / "m", model)
+    ids = torch.randint(64, (2, 24), generator=generator)
+    logits = peers_logits(tmp_path / "m", ids)
+    assert logits.std() > 0.5
+    assert (ours(model, ids) - logits).abs().max() < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("changes", "model_type"),
+    [
+        ({"width": 30, "head_width": 8, "heads": 4, "mlp_bias": True}, "smollm3"),
+        ({"width": 30, "head_width": 8, "heads": 4, "kv_heads": 2}, "mistral"),
+        ({"window": 7, "window_pattern": "SL", "head_width": 10}, "smollm3"),
+        ({"rope_fraction": 0.5, "head_width": 12}, "phi3"),
+        ({"attention_bias": True, "output_bias": False, "head_width": 12}, "qwen2"),
+        ({"qk_norm": True, "qk_norm_weight": True, "qk_norm_whole": True, "norm_placement": "post", "head_width": 12},
+         "olmo2"),
+        ({"moe": MoETraits(experts=4, experts_per_token=2, expert_width=16, balance_loss=0.01, router_z_loss=0.001)},
+         "mixtral"),
+        ({"moe": MoETraits(experts=4, experts_per_token=2, expert_width=16, pattern="MD"), "qk_norm": True,
+          "qk_norm_weight": True, "mlp_width": 40}, "qwen3_moe"),
+    ],
+)  # fmt: skip
+def test_traits_of_our_own_choice_are_computed_alike(tmp_path, changes, model_type):
+    model = make(replace(TRAITS, **changes), 1)
+    save_model(tmp_path / "m", model)
+    assert json.loads((tmp_path / "m" / "config.json").read_text())["model_type"] == model_type
+    assert load_model(tmp_path / "m").model.traits.moe == model.traits.moe  # the weights of its losses with it
+    ids = torch.randint(80, (2, 24), generator=torch.Generator().manual_seed(1))
+    assert (ours(model, ids) - peers_logits(tmp_path / "m", ids)).abs().max() < TOLERANCE
+
+
+def test_longer_texts_use_the_long_factors_as_transformers_does(tmp_path):
+    """transformers changes a whole text's angles at the length of training; ours is built for one or the other."""
+    model = load_model(FAMILIES / "phi3_longrope", dtype="float32").model
+    save_model(tmp_path / "m", model)
+    traits = model.traits
+    long = Decoder(replace(traits, rope_scaling=replace(traits.rope_scaling, long=True)))
+    long.load_state_dict(model.state_dict())
+    ids = torch.randint(64, (1, 60), generator=torch.Generator().manual_seed(1))
+    assert (ours(long, ids) - peers_logits(tmp_path / "m", ids)).abs().max() < TOLERANCE
+    with pytest.raises(IndexError, match="past the model's 32"):
+        ours(model, ids)
+
+
+@pytest.mark.parametrize(("name", "folder"), [("make_llama_parity", "llama"), ("make_family_parity", "families")])
+def test_goldens_are_what_the_script_makes(goldens, tmp_path, name, folder):
+    spec = importlib.util.spec_from_file_location(name, goldens / f"{name}.py")
     assert spec is not None and spec.loader is not None
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     script.main(tmp_path)
     for case in script.CASES:
-        made, kept = tmp_path / case, goldens / "llama" / case
+        made, kept = tmp_path / case, goldens / folder / case
         assert {p.name for p in made.iterdir()} == {p.name for p in kept.iterdir()}
         expected, found = read_tensors(kept / "expected.safetensors"), read_tensors(made / "expected.safetensors")
         assert torch.equal(found["ids"], expected["ids"])

@@ -33,7 +33,7 @@ def run(
     perplexity
         A text file (UTF-8), one document; may be given several times.
     context_length
-        Tokens of a window; as many as the model has positions when left out.
+        Tokens of a window; as many as the model has positions, up to 2048, when left out.
     stride
         New tokens scored in each further window; half a window when left out. Smaller is slower, with more context.
     batch
@@ -45,7 +45,7 @@ def run(
 
     directory, texts = find_model(model), [_text(path) for path in perplexity]
     from dacheng.cli.console import print_json, reporter, use_threads
-    from dacheng.evaluate.perplexity import evaluate_text
+    from dacheng.evaluate.perplexity import LONGEST_WINDOW, evaluate_text
     from dacheng.formats.model_directory import load_model
 
     use_threads()
@@ -58,7 +58,7 @@ def run(
             loaded.model,
             loaded.tokenizer,
             texts,
-            context_length=context_length or loaded.model.traits.max_positions,
+            context_length=context_length or min(loaded.model.traits.longest_text, LONGEST_WINDOW),
             stride=stride,
             batch=batch,
             progress=task.update,

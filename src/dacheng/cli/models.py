@@ -1,4 +1,4 @@
-"""What `--model` and `--tokenizer` name: a directory, a finished life, or a run of the history."""
+"""What `--model` and `--tokenizer` name: a directory, a GGUF file, a finished life, or a run of the history."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from dacheng.errors import UsageError
 
 
 def find_model(name: str) -> Path:
-    """The model directory that `name` stands for. UsageError, with the nearest known name, when it stands for none.
+    """The model directory, or .gguf file, that `name` stands for. UsageError, with the nearest known name, when it
+    stands for none.
 
     A directory with a config.json is taken as it is; a life's directory, or a stage's, for the last model made in it.
     """
@@ -16,6 +17,8 @@ def find_model(name: str) -> Path:
         remedy = "give a directory, or the name of a run (dacheng history)"
         raise UsageError("models behind a URL are not supported yet", field="--model", value=name, remedy=remedy)
     path = Path(name)
+    if path.suffix == ".gguf" and path.is_file():
+        return path
     found = _in_directory(path) if path.is_dir() else None
     if found is not None:
         return found

@@ -72,13 +72,13 @@ class Engine:
     ) -> None:
         """Raises UsageError when the limits contradict each other or the model."""
         traits = model.traits
-        self.max_context = traits.max_positions if max_context is None else max_context
-        if not 1 < self.max_context <= traits.max_positions:
+        self.max_context = traits.longest_text if max_context is None else max_context
+        if not 1 < self.max_context <= traits.longest_text:
             raise UsageError(
                 "the context must hold a prompt and a token, and the model has positions only so far",
                 field="max_context",
                 value=max_context,
-                remedy=f"from 2 to {traits.max_positions}",
+                remedy=f"from 2 to {traits.longest_text}",
             )
         self.model, self.tokenizer = model, tokenizer
         # Rows past the tokenizer's vocabulary (padding of the matrix) mean nothing and are never sampled.

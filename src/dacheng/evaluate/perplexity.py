@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from dacheng.data.batches import TokenBatch
 
 IGNORED = -100
+LONGEST_WINDOW = 2048  # tokens, where nobody says: attention over 131,072 positions would take all memory
 _LOGITS = 1 << 22  # logits held at once: 16 MB
 _SORTED_BATCHES = 16  # windows are sorted by length among this many batches, which saves padding
 
@@ -98,7 +99,7 @@ def evaluate_text(
     stride = max(1, context_length // 2) if stride is None else stride
     if not 1 <= stride <= context_length:
         raise UsageError("stride is 1 to context_length", field="stride", value=stride, remedy=f"<= {context_length}")
-    longest = getattr(getattr(model, "traits", None), "max_positions", context_length)
+    longest = getattr(getattr(model, "traits", None), "longest_text", context_length)
     if context_length > longest:
         raise UsageError(
             "the model has fewer positions", field="context_length", value=context_length, remedy=f"at most {longest}"

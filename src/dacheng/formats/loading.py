@@ -69,7 +69,7 @@ def load_model(
         origin.check_weights(directory, provenance)
     if packed:
         notes.append(f"{directory} has no packed weights: they are loaded as floats")
-    found: dict[str, Tensor | QTensor] = dict(read_weights(directory))
+    found: dict[str, Tensor | QTensor] = dict(family.stored_tensors(read_weights(directory), traits))
     model = _assembled(found, family, traits, as_dtype(dtype), torch.device(device), str(directory), notes)
     tokenizer = load_tokenizer(directory) if (directory / TOKENIZER).exists() else None
     _note_tokenizer(tokenizer, traits, str(directory), notes)
@@ -145,6 +145,7 @@ def _assembled(
     """The model with the weights `found` under the family's names. Empties `found` on the way: where weights are cast
     or rearranged, the whole is never there twice."""
     model = without_memory(family, traits)
+    model.family = family.model_type
     expected = family.export_tensors(model.state_dict(), traits)
     for name in sorted(found.keys() - expected.keys()):
         if reason := family.redundant(name, cast(Mapping[str, Tensor], found), traits):

@@ -53,7 +53,26 @@ def check_traits(t: DecoderTraits) -> None:
         )
     if t.parallel_branches and t.norm_placement != "pre":
         _refuse("parallel branches are normed before them", "norm_placement", t.norm_placement, "pre")
+    _check_rope(t)
     _check_moe(t)
+
+
+def _check_rope(t: DecoderTraits) -> None:
+    s = t.rope_scaling
+    if s is None:
+        return
+    field = "rope_scaling."
+    if s.kind == "yarn" and t.rope_theta <= 1:
+        _refuse("yarn needs wavelengths that differ", "rope_theta", t.rope_theta, "raise it above 1")
+    if s.original_positions is not None and s.original_positions < 2:
+        _refuse("a length of training", field + "original_positions", s.original_positions, "set it, in tokens")
+    if s.kind == "llama3" and s.high_frequency_factor <= s.low_frequency_factor:
+        _refuse("the ramp ends before it begins", field + "high_frequency_factor", s.high_frequency_factor, "raise it")
+    if s.kind == "longrope":
+        for name in ("short_factors", "long_factors"):
+            if len(getattr(s, name)) != t.rotated_size // 2:
+                count = t.rotated_size // 2
+                _refuse(f"longrope has {count} frequencies", field + name, len(getattr(s, name)), "a factor for each")
 
 
 def _check_heads(t: DecoderTraits) -> None:

@@ -108,6 +108,7 @@ class Decoder(nn.Module):
         super().__init__()
         t = self.traits = traits.validate()
         self.checkpoint_activations = False
+        self.family: str | None = None  # what it was read as: the first choice when it is written
         self.embed = Embedding(t.vocab_size, t.width)
         self.embed_norm = RMSNorm(t.width, t.norm_eps, weight=False) if t.embedding_norm else None
         self.position_embedding = Embedding(t.max_positions, t.width) if t.positions == "learned" else None

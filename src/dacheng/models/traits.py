@@ -93,6 +93,14 @@ class DecoderTraits:
         return self.latent.rope_width if self.latent is not None else int(self.head_size * self.rope_fraction)
 
     @property
+    def longest_text(self) -> int:
+        """Positions that the model can take: fewer than max_positions where longrope's short factors are chosen."""
+        s = self.rope_scaling
+        if s is None or s.kind != "longrope" or s.long or s.original_positions is None:
+            return self.max_positions
+        return min(self.max_positions, s.original_positions)
+
+    @property
     def mlp_size(self) -> int:
         if self.mlp_width is not None:
             return self.mlp_width

@@ -88,8 +88,8 @@ class Router(nn.Module):
             group_scores = by_group.topk(best, dim=-1).values.sum(-1)
             allowed = group_scores.topk(t.groups_per_token, dim=-1, sorted=False).indices
             outside = torch.ones_like(group_scores, dtype=torch.bool).scatter_(-1, allowed, False)
-            # 0 as the peers fill: a sigmoid's or softmax's score is above it
-            scores_MN = by_group.masked_fill(outside.unsqueeze(-1), 0.0).flatten(-2)
+            # not 0: with a negative bias, a score that is allowed may lie below it
+            scores_MN = by_group.masked_fill(outside.unsqueeze(-1), float("-inf")).flatten(-2)
         return scores_MN.topk(t.experts_per_token, dim=-1).indices
 
 

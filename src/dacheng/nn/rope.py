@@ -62,7 +62,7 @@ class RopeScaling:
         if self.kind == "llama3":
             return self._llama3(frequencies)
         if self.kind == "yarn":
-            keep = 1 - self._ramp(width, theta).to(frequencies.device)
+            keep = 1 - self._ramp(width, theta, frequencies.device)
             return frequencies / self.factor * (1 - keep) + frequencies * keep
         factors = torch.tensor(self.long_factors if self.long else self.short_factors, device=frequencies.device)
         if factors.shape != frequencies.shape:
@@ -81,7 +81,7 @@ class RopeScaling:
         ramp = ((turns - low) / (high - low)).clamp(0, 1)
         return (1 - ramp) * frequencies / self.factor + ramp * frequencies
 
-    def _ramp(self, width: int, theta: float) -> Tensor:
+    def _ramp(self, width: int, theta: float, device: torch.device) -> Tensor:
         """0 for dimensions that turn more than beta_fast times in the length of training, 1 below beta_slow: (E/2,)."""
         assert self.original_positions is not None
 
@@ -93,7 +93,7 @@ class RopeScaling:
             low, high = math.floor(low), math.ceil(high)
         low, high = max(low, 0), min(high, width - 1)
         high += 0.001 if high == low else 0
-        return ((torch.arange(width // 2, dtype=torch.float32) - low) / (high - low)).clamp(0, 1)
+        return ((torch.arange(width // 2, dtype=torch.float32, device=device) - low) / (high - low)).clamp(0, 1)
 
     @property
     def amplitude(self) -> float:

@@ -21,10 +21,10 @@ INPUTS = {"model": Input("model"), "documents": Input("documents")}
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """context_length: of a window, null for all the model's positions. stride: new tokens of each further window, null
-    for half of them. byte_orders, token_orders: of the n-gram floors; empty for none. parse_prompts: how many function
-    headers from held-out Python files the model completes, to be parsed; 0 for none. parse_tokens, temperature: of
-    these completions. The sampler of the largest byte order writes as many bytes for each."""
+    """context_length: of a window, null for all the model's positions, up to 2048. stride: new tokens of each further
+    window, null for half of them. byte_orders, token_orders: of the n-gram floors; empty for none. parse_prompts: how
+    many function headers from held-out Python files the model completes, to be parsed; 0 for none. parse_tokens,
+    temperature: of these completions. The sampler of the largest byte order writes as many bytes for each."""
 
     context_length: int | None = None
     stride: int | None = None
@@ -63,14 +63,14 @@ def run(config: Config, inputs: dict[str, Artifact], out: Path, context: StageCo
 
 
 def _bits_per_byte(config: Config, store: DocumentStore, loaded: LoadedModel, context: StageContext) -> dict[str, Any]:
-    from dacheng.evaluate.perplexity import evaluate_text
+    from dacheng.evaluate.perplexity import LONGEST_WINDOW, evaluate_text
 
     with context.reporter.task("scoring held-out documents", unit="tok") as task:
         found = evaluate_text(
             loaded.model,
             loaded.tokenizer,
             store.texts("valid"),
-            context_length=config.context_length or loaded.model.traits.max_positions,
+            context_length=config.context_length or min(loaded.model.traits.longest_text, LONGEST_WINDOW),
             stride=config.stride,
             batch=config.batch,
             progress=task.update,
@@ -114,7 +114,7 @@ def _parse(
 
     tokenizer = loaded.tokenizer
     assert tokenizer is not None
-    room = loaded.model.traits.max_positions - config.parse_tokens
+    room = loaded.model.traits.longest_text - config.parse_tokens
 
     def fits(prompt: str) -> bool:
         return len(tokenizer.encode(prompt)) <= room

@@ -13,10 +13,9 @@ from torch import Tensor
 from dacheng.errors import DachengError, UsageError
 from dacheng.formats.huggingface.fields import Fields
 from dacheng.formats.huggingface.names import NameTable
+from dacheng.formats.huggingface.patterns import shortest
 from dacheng.models.decoder import Decoder
 from dacheng.models.traits import DecoderTraits
-
-MAX_ROTARY_BYTES = 2**31
 
 
 class Family:
@@ -30,6 +29,8 @@ class Family:
     architecture: ClassVar[str]  # the class that transformers builds for it
     names: ClassVar[NameTable]
     derived: ClassVar[tuple[str, ...]] = ()  # ends of names of stored tensors that follow from the config
+    needs: ClassVar[tuple[str, ...]] = ()  # traits without which `from_traits` has nothing to say
+    heads_divide_width: ClassVar[bool] = False  # transformers refuses to build others, though head_dim says the width
 
     def matches(self, config: Mapping[str, Any]) -> bool:
         return config.get("model_type") == self.model_type
@@ -57,19 +58,26 @@ class Family:
             raise DachengError(
                 f"{path}: {error.problem}", field=error.field, value=error.value, remedy=error.remedy
             ) from None
-        _check_rotary(traits, path)
         return traits, fields.finish()
 
     def fits(self, traits: DecoderTraits) -> bool:
         """Whether the traits survive the way into a config of this family and back: nothing would be lost."""
+        if any(getattr(traits, name) is None for name in self.needs):
+            return False
+        if self.heads_divide_width and traits.width % traits.heads:
+            return False
         try:
             back, _ = self.read(self.from_traits(traits), Path("config.json"))
         except DachengError:
             return False
-        return back == resolved(traits)
+        return _without_idle(back) == _without_idle(resolved(traits))
 
     def build(self, traits: DecoderTraits) -> Decoder:
         return Decoder(traits)
+
+    def stored_tensors(self, tensors: Mapping[str, Tensor], traits: DecoderTraits) -> dict[str, Tensor]:
+        """A file's tensors under the names that `export_tensors` gives, where the family is written in several ways."""
+        return dict(tensors)
 
     def import_tensors(self, tensors: Mapping[str, Tensor], traits: DecoderTraits) -> dict[str, Tensor]:
         """Their names and layouts -> ours. Takes exactly the tensors that `export_tensors` gives."""
@@ -97,21 +105,31 @@ class Family:
         return None
 
 
-def _check_rotary(traits: DecoderTraits, path: Path) -> None:
-    """The angles are tabulated: an absurd length must not allocate before anyone can see it."""
-    table = 4 * traits.max_positions * traits.head_size  # bytes of cos and sin
-    if table > MAX_ROTARY_BYTES:
-        raise DachengError(
-            f"{path}: the table of rotary angles would take {table} bytes",
-            field="max_positions",
-            value=traits.max_positions,
-            remedy=f"lower it: {MAX_ROTARY_BYTES // (4 * traits.head_size)} is the most for heads this wide",
-        )
-
-
 def resolved(traits: DecoderTraits) -> DecoderTraits:
-    """The same decoder with every default size written out: two traits that build alike compare equal."""
-    return replace(traits, kv_heads=traits.n_kv_heads, head_width=traits.head_size, mlp_width=traits.mlp_size)
+    """The same decoder with every default written out and every pattern as short as it can be: two traits that build
+    alike compare equal."""
+    t, moe, layers = traits, traits.moe, range(traits.layers)
+    if moe is not None:
+        moe = replace(moe, pattern=shortest("".join("M" if t.is_moe(i) else "D" for i in layers)))
+        if moe.groups == 1:
+            moe = replace(moe, groups_per_token=1, group_score="best")
+    return replace(
+        t,
+        kv_heads=t.n_kv_heads,
+        head_width=t.head_size,
+        mlp_width=t.mlp_size,
+        output_bias=t.has_output_bias,
+        attention_scale=None if t.attention_scale == t.head_size**-0.5 else t.attention_scale,
+        window_pattern=shortest("".join(t.window_pattern[i % len(t.window_pattern)] for i in layers)),
+        rope_pattern=shortest("".join(t.rope_pattern[i % len(t.rope_pattern)] for i in layers)),
+        moe=moe,
+    )
+
+
+def _without_idle(traits: DecoderTraits) -> DecoderTraits:
+    """Without the width of dense layers where there are none: some families have no field for it."""
+    idle = traits.moe is not None and all(traits.is_moe(i) for i in range(traits.layers))
+    return replace(traits, mlp_width=None) if idle else traits
 
 
 def _known(translated: str | None, name: str) -> str:

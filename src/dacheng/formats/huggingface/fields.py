@@ -63,6 +63,17 @@ class Fields:
             raise self.error("is not supported", name, value, "supported: " + ", ".join(choices))
         return choices[value]
 
+    def numbers(self, name: str, *, most: int = 2**16) -> tuple[float, ...]:
+        """A list of positive numbers; empty when absent."""
+        value = self.get(name, [])
+        if not isinstance(value, list) or len(value) > most or not all(is_positive(item) for item in value):
+            raise self.error("must be a list of positive numbers", name, value)
+        return tuple(float(item) for item in value)
+
+    def given(self, name: str) -> bool:
+        """Whether the field is there, be it null: to some families "none" and "not said" are different things."""
+        return name in self._config
+
     def only(self, name: str, allowed: tuple[Any, ...], why: str) -> None:
         """Refuses any value but those in `allowed` (and absence): a feature that is recognised and not built."""
         value = self.get(name, None)
