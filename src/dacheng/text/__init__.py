@@ -11,16 +11,28 @@ from dacheng.lazy import exports
 
 if TYPE_CHECKING:
     from dacheng.text.byte_bpe import ByteBPE, train_byte_bpe
+    from dacheng.text.gguf_metadata import gguf_metadata_of
+    from dacheng.text.gguf_vocabulary import tokenizer_from_gguf
     from dacheng.text.streaming import StreamDecoder
     from dacheng.text.tokenizer import Tokenizer
     from dacheng.text.training import train_tokenizer
 
-__all__ = ["ByteBPE", "StreamDecoder", "Tokenizer", "train_byte_bpe", "train_tokenizer"]
+__all__ = [
+    "ByteBPE",
+    "StreamDecoder",
+    "Tokenizer",
+    "gguf_metadata_of",
+    "tokenizer_from_gguf",
+    "train_byte_bpe",
+    "train_tokenizer",
+]
 
 __getattr__ = exports(
     __name__,
     {
         "byte_bpe": ("ByteBPE", "train_byte_bpe"),
+        "gguf_metadata": ("gguf_metadata_of",),
+        "gguf_vocabulary": ("tokenizer_from_gguf",),
         "streaming": ("StreamDecoder",),
         "tokenizer": ("Tokenizer",),
         "training": ("train_tokenizer",),

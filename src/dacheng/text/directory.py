@@ -16,8 +16,22 @@ if TYPE_CHECKING:
 TOKENIZER, CONFIG, SPECIAL_MAP = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
 TEMPLATE, MORE_TEMPLATES = "chat_template.jinja", "additional_chat_templates"
 ROLES = ("eos_token", "bos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
-# What other tools keep instead of tokenizer.json, to say so when only that is there.
-_OTHER_FORMATS = ("tokenizer.model", "spiece.model", "vocab.json", "merges.txt", "vocab.txt", "*.tiktoken", "*.gguf")
+# What other tools keep instead of tokenizer.json and is not read here, to say so when only that is there.
+_OTHER_FORMATS = ("*.model", "vocab.json", "merges.txt", "*.gguf")
+
+
+def read(directory: Path) -> tuple[Core, dict[str, Any]]:
+    """tokenizer.json, or another vocabulary where there is none, and the configuration of its tokens.
+
+    Raises DachengError when there is no tokenizer, DamagedFile when a file cannot be read.
+    """
+    config = read_config(directory)
+    if not (directory / TOKENIZER).is_file():
+        from dacheng.text.vocabularies.files import read_vocabulary
+
+        if (found := read_vocabulary(directory, config)) is not None:
+            return found
+    return read_core(directory), config
 
 
 def read_core(directory: Path) -> Core:

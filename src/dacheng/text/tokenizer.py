@@ -268,11 +268,13 @@ class Tokenizer:
     ) -> Tokenizer:
         """Reads a directory in Hugging Face layout: tokenizer.json, and the special tokens from tokenizer_config.json,
         special_tokens_map.json or, for EOS, the model's configuration. Arguments come before what the files say.
+        Without tokenizer.json: tekken.json, *.tiktoken, tokenizer.model, spiece.model, vocab.json with merges.txt, or
+        vocab.txt (see text/vocabularies).
 
         Raises DachengError when there is no tokenizer or no EOS, DamagedFile when a file is damaged.
         """
         directory = Path(directory)
-        core, config = files.read_core(directory), files.read_config(directory)
+        core, config = files.read(directory)
         try:
             if eos_token is None and files.token_name(config, "eos_token") is None:
                 eos_id = files.model_eos_id(directory)
