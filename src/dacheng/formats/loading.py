@@ -23,6 +23,7 @@ from dacheng.models.decoder import Decoder
 from dacheng.models.traits import DecoderTraits
 from dacheng.nn.packed import pack_weights
 from dacheng.ops.qtensor import QTensor
+from dacheng.text.directory import holds_tokenizer
 
 if TYPE_CHECKING:
     from dacheng.text import Tokenizer
@@ -71,7 +72,7 @@ def load_model(
         notes.append(f"{directory} has no packed weights: they are loaded as floats")
     found: dict[str, Tensor | QTensor] = dict(family.stored_tensors(read_weights(directory), traits))
     model = _assembled(found, family, traits, as_dtype(dtype), torch.device(device), str(directory), notes)
-    tokenizer = load_tokenizer(directory) if (directory / TOKENIZER).exists() else None
+    tokenizer = load_tokenizer(directory) if holds_tokenizer(directory) else None
     _note_tokenizer(tokenizer, traits, str(directory), notes)
     return LoadedModel(model, tokenizer, provenance, _read_generation(directory, config), notes)
 
@@ -99,10 +100,13 @@ def _note_tokenizer(tokenizer: Tokenizer | None, traits: DecoderTraits, where: s
         notes.append(f"the tokenizer has {tokenizer.vocab_size} tokens, the model takes only {traits.vocab_size}")
 
 
-def load_tokenizer(directory: Path | str) -> Tokenizer:
-    """The tokenizer of a directory, which need not hold a model beside it. Raises DachengError when there is none."""
-    directory = Path(directory)
-    if not (directory / TOKENIZER).exists():
+def load_tokenizer(path: Path | str) -> Tokenizer:
+    """The tokenizer of a directory, which need not hold a model beside it, or of a .gguf file. Raises DachengError when
+    there is none."""
+    directory = Path(path)
+    if directory.suffix == ".gguf":
+        return _gguf_tokenizer(directory)
+    if not holds_tokenizer(directory):
         raise DachengError(
             f"{directory} has no tokenizer", field="file", value=TOKENIZER, remedy="copy the tokenizer's files there"
         )
@@ -125,6 +129,13 @@ def existing_directory(directory: Path | str) -> Path:
         value=str(directory),
         remedy=f"name a directory with {CONFIG}, {WEIGHTS} and {TOKENIZER}",
     )
+
+
+def _gguf_tokenizer(path: Path) -> Tokenizer:
+    from dacheng.formats.gguf.file import GGUFFile
+    from dacheng.text import tokenizer_from_gguf
+
+    return tokenizer_from_gguf({k: v for k, v in GGUFFile(path).metadata.items() if k.startswith("tokenizer.")})
 
 
 def without_memory(family: Family, traits: DecoderTraits) -> Decoder:

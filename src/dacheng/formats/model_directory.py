@@ -27,8 +27,7 @@ from dacheng.formats.loading import (
     load_tokenizer,
     without_memory,
 )
-from dacheng.formats.safetensors_io import write_tensors
-from dacheng.formats.shards import WEIGHTS
+from dacheng.formats.shards import write_weights
 from dacheng.formats.tensors import check_tensors
 from dacheng.models.decoder import Decoder
 
@@ -53,14 +52,17 @@ def save_model(
     generation: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
     dtype: str | torch.dtype | None = None,
+    max_shard_bytes: int | None = None,
 ) -> Path:
     """Writes the whole directory beside its place and puts it there in one step; returns its path.
 
-    The config is that of the first family that can express the model's traits without loss, so that transformers
-    loads what has a counterpart there. `generation` goes into generation_config.json, the tokenizer's special ids with
-    it. `provenance` (parent, recipe, data, metrics, ledger: see dacheng.formats.provenance) goes into dacheng.json.
-    `dtype` casts the weights; None stores them as they are. Files in an existing directory that are no part of a model
-    stay. Raises DachengError when something cannot be stored, and leaves an existing directory as it was.
+    The config is that of the family that the model was read as, else of the first one, that can express its traits
+    without loss, so that transformers loads what has a counterpart there. `generation` goes into
+    generation_config.json, the tokenizer's special ids with it. `provenance` (parent, recipe, data, metrics, ledger:
+    see dacheng.formats.provenance) goes into dacheng.json. `dtype` casts the weights; None stores them as they are.
+    max_shard_bytes: weights that take more go into several files with an index; None puts them into one.
+    Files in an existing directory that are no part of a model stay. Raises DachengError when something cannot be
+    stored, and leaves an existing directory as it was.
     """
     directory, dtype = Path(directory), as_dtype(dtype)
     traits = model.traits
@@ -71,7 +73,7 @@ def save_model(
             value=tokenizer.vocab_size,
             remedy="save the tokenizer that the model was trained with",
         )
-    family = family_of_traits(traits)
+    family = family_of_traits(traits, model.family)
     state = model.state_dict()
     check_tensors(
         without_memory(family, traits).state_dict(), state, "the model", "merge or unwrap what was put around it"
@@ -82,16 +84,15 @@ def save_model(
     config = family.from_traits(traits) | special | {"dtype": dtype_name(dtype or model.embed.weight.dtype)}
     try:
         with replacing_directory(directory) as staging:
-            digest = write_tensors(
-                staging / WEIGHTS, family.export_tensors(state, traits), {"format": "pt"}, dtype=dtype
-            )
+            tensors = family.export_tensors(state, traits)
+            digest, size = write_weights(staging, tensors, dtype=dtype, max_shard_bytes=max_shard_bytes)
             write_json(staging / CONFIG, config)
             write_json(
                 staging / GENERATION, {k: v for k, v in special.items() if v is not None} | dict(generation or {})
             )
             if tokenizer is not None:
                 tokenizer.save(staging)
-            weights = {"sha256": digest, "bytes": (staging / WEIGHTS).stat().st_size, "dtype": "+".join(sorted(stored))}
+            weights = {"sha256": digest, "bytes": size, "dtype": "+".join(sorted(stored))}
             fingerprint = None if tokenizer is None else tokenizer.fingerprint
             origin.write(staging, record, weights=weights, tokenizer=fingerprint)
             _keep_others(directory, staging)

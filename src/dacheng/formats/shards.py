@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from dacheng.errors import DachengError, DamagedFile
-from dacheng.formats.json_files import read_json
+from dacheng.formats.json_files import read_json, write_json
 from dacheng.formats.safetensors_header import read_header
-from dacheng.formats.safetensors_io import read_tensors
+from dacheng.formats.safetensors_io import read_tensors, write_tensors
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -53,6 +56,55 @@ def read_weights(directory: Path) -> dict[str, Tensor]:
     for file in weight_files(directory):
         tensors |= read_tensors(directory / file)
     return tensors
+
+
+def write_weights(
+    directory: Path,
+    tensors: Mapping[str, Tensor],
+    *,
+    dtype: torch.dtype | None = None,
+    max_shard_bytes: int | None = None,
+) -> tuple[str, int]:
+    """Writes `tensors` into one file, or, where they take more than `max_shard_bytes`, into several with an index, cut
+    as transformers cuts them: in order, a new file when the next tensor would not fit. A tensor that is larger by
+    itself gets a file of its own.
+
+    Returns (hash, bytes): the one file's SHA-256, or that of the list of the shards' (as provenance.weights_hash).
+    Raises what `write_tensors` raises.
+    """
+    groups = _grouped(tensors, dtype, max_shard_bytes)
+    if len(groups) == 1:
+        digest = write_tensors(directory / WEIGHTS, tensors, {"format": "pt"}, dtype=dtype)
+        return digest, (directory / WEIGHTS).stat().st_size
+    listing, total = "", 0
+    index: dict[str, str] = {}
+    for number, names in enumerate(groups, 1):
+        file = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
+        part = {name: tensors[name] for name in names}
+        listing += f"{write_tensors(directory / file, part, {'format': 'pt'}, dtype=dtype)}  {file}\n"
+        total += (directory / file).stat().st_size
+        index |= dict.fromkeys(names, file)
+    size = sum(_stored_bytes(tensor, dtype) for tensor in tensors.values())
+    write_json(directory / INDEX, {"metadata": {"total_size": size}, "weight_map": index})
+    return hashlib.sha256(listing.encode()).hexdigest(), total
+
+
+def _grouped(tensors: Mapping[str, Tensor], dtype: torch.dtype | None, most: int | None) -> list[list[str]]:
+    groups: list[list[str]] = [[]]
+    filled = 0
+    for name, tensor in tensors.items():
+        size = _stored_bytes(tensor, dtype)
+        if most is not None and groups[-1] and filled + size > most:
+            groups.append([])
+            filled = 0
+        groups[-1].append(name)
+        filled += size
+    return groups
+
+
+def _stored_bytes(tensor: Tensor, dtype: torch.dtype | None) -> int:
+    stored = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+    return tensor.numel() * stored.itemsize
 
 
 def _read_index(path: Path) -> dict[str, list[str]]:

@@ -37,7 +37,7 @@ def verify(
         raise DachengError("give texts or ids, not both", field="ids", value=len(ids), remedy="drop one of them")
     given = ids if texts is None else _encode(directory_a, directory_b, texts)
     model = load_model(directory_a, dtype="float32").model
-    vocab_size, length = model.traits.vocab_size, model.traits.max_positions
+    vocab_size, length = model.traits.vocab_size, model.traits.longest_text
     rows = _random_ids(vocab_size, min(LENGTH, length), seed) if given is None else [list(row) for row in given]
     _check(rows, vocab_size, length, directory_a)
     logits_a = _logits(model, rows)
@@ -51,7 +51,7 @@ def verify(
             value=model.traits.vocab_size,
             remedy="compare models of one vocabulary",
         )
-    _check(rows, vocab_size, model.traits.max_positions, directory_b)
+    _check(rows, vocab_size, model.traits.longest_text, directory_b)
     source = "texts" if texts is not None else "ids" if ids is not None else f"random ids, seed {seed}"
     return _compare(logits_a, _logits(model, rows)) | {"vocab_size": vocab_size, "input": source}
 

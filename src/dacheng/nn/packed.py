@@ -68,7 +68,7 @@ class Packed(_Holder):
 
 
 class PackedEmbedding(_Holder):
-    """A table (rows, width) in blocks. Looked-up rows are in the dtype that the module was cast to: float32 at first."""
+    """A table (rows, width) in blocks. Rows come in the dtype that the module was cast to: float32 at first."""
 
     _cast: Tensor
 

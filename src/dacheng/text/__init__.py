@@ -11,6 +11,7 @@ from dacheng.lazy import exports
 
 if TYPE_CHECKING:
     from dacheng.text.byte_bpe import ByteBPE, train_byte_bpe
+    from dacheng.text.chat.renderer import ChatRenderer, Rendered
     from dacheng.text.gguf_metadata import gguf_metadata_of
     from dacheng.text.gguf_vocabulary import tokenizer_from_gguf
     from dacheng.text.streaming import StreamDecoder
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ByteBPE",
+    "ChatRenderer",
+    "Rendered",
     "StreamDecoder",
     "Tokenizer",
     "gguf_metadata_of",
@@ -31,6 +34,7 @@ __getattr__ = exports(
     __name__,
     {
         "byte_bpe": ("ByteBPE", "train_byte_bpe"),
+        "chat.renderer": ("ChatRenderer", "Rendered"),
         "gguf_metadata": ("gguf_metadata_of",),
         "gguf_vocabulary": ("tokenizer_from_gguf",),
         "streaming": ("StreamDecoder",),

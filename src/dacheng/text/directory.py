@@ -16,8 +16,15 @@ if TYPE_CHECKING:
 TOKENIZER, CONFIG, SPECIAL_MAP = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
 TEMPLATE, MORE_TEMPLATES = "chat_template.jinja", "additional_chat_templates"
 ROLES = ("eos_token", "bos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
-# What other tools keep instead of tokenizer.json and is not read here, to say so when only that is there.
+# What is read where there is no tokenizer.json: see text.vocabularies.files.
+VOCABULARIES = ("*tekken*.json", "*.tiktoken", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
+# What is not read here, to say so when only that is there.
 _OTHER_FORMATS = ("*.model", "vocab.json", "merges.txt", "*.gguf")
+
+
+def holds_tokenizer(directory: Path) -> bool:
+    """Whether there is one to read, in tokenizer.json or in another form."""
+    return any(next(directory.glob(pattern), None) is not None for pattern in (TOKENIZER, *VOCABULARIES))
 
 
 def read(directory: Path) -> tuple[Core, dict[str, Any]]:
