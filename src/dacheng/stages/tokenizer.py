@@ -26,7 +26,8 @@ class Config:
     """path: take the tokenizer in this directory instead of learning one; the rest then says nothing and is refused.
     kind: bpe (byte-level), unigram or wordpiece. vocab_size: special tokens included. max_bytes: of text to learn
     from, the first documents in order (what is left unread is said); null for all. digits: the longest group of digits
-    in a token. isolate_han: Chinese runs are cut from what stands beside them. min_frequency: pairs that are rarer are
+    in a token. isolate_han: Chinese runs are cut from what stands beside them. split: instead of both, as a family
+    does it that llama.cpp knows (deepseek-v3, gpt-2 …): models can then be exported to GGUF. min_frequency: pairs that are rarer are
     not joined."""
 
     path: Path | None = None
@@ -36,6 +37,7 @@ class Config:
     max_bytes: int | None = 200_000_000
     digits: Literal[1, 2, 3] = 2
     isolate_han: bool = True
+    split: str | None = None
     min_frequency: int | None = None
 
     def __post_init__(self) -> None:
@@ -86,6 +88,7 @@ def _learn(config: Config, store: DocumentStore, context: StageContext) -> tuple
             special_tokens=config.special_tokens,
             digits=config.digits,
             isolate_han=config.isolate_han,
+            split=config.split,
             min_frequency=config.min_frequency,
             progress=lambda stage, done, total: task.update(done) if stage == "read" else task.update(text="learning"),
         )

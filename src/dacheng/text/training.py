@@ -67,13 +67,16 @@ def train_tokenizer(
     *,
     digits: int = 2,
     isolate_han: bool = True,
+    split: str | None = None,
     min_frequency: int | None = None,
     progress: Progress | None = None,
 ) -> Tokenizer:
     """Learns a vocabulary of `vocab_size` tokens, special tokens included, from `texts`, which are read once.
 
     special_tokens: beside <|endoftext|> and <|pad|>, which have the ids 0 and 1. digits: the longest group of digits in
-    a token, 1 to 3. isolate_han: see `pre_tokenizer`. min_frequency: BPE and WordPiece join no pair that is rarer (2
+    a token, 1 to 3. isolate_han: see `pre_tokenizer`. split: instead of both, the pre-tokens of a family by its name in
+    `vocabularies.splits` ("deepseek-v3" isolates Han and digits, too), for BPE: models can then be exported to GGUF,
+    since llama.cpp knows how to cut. min_frequency: BPE and WordPiece join no pair that is rarer (2
     unless given). progress(stage, done, total) is called with "read" and the bytes so far (total None) about every
     megabyte, then with "learn", 0 and vocab_size, and at the end with "done" and the size reached.
 
@@ -90,7 +93,7 @@ def train_tokenizer(
         raise UsageError("digits are grouped by 1, 2 or 3", field="digits", value=digits, remedy="leave it at 2")
     if kind == "unigram" and min_frequency is not None:
         raise UsageError("Unigram has no pairs", field="min_frequency", value=min_frequency, remedy="leave it out")
-    pre = pre_tokenizer(digits, isolate_han)
+    pre = pre_tokenizer(digits, isolate_han) if split is None else _foreign_split(split, kind, digits, isolate_han)
     names = [END_OF_TEXT, PAD, *([UNKNOWN] if kind == "wordpiece" else [])]
     names += [name for name in special_tokens if name not in names]
     _check_special(special_tokens, pre)
@@ -116,6 +119,19 @@ def train_tokenizer(
     return tokenizer
 
 
+def _foreign_split(name: str, kind: Kind, digits: int, isolate_han: bool) -> Any:
+    from dacheng.text.vocabularies.splits import split_named
+
+    found = split_named(name)
+    if kind != "bpe" or found.nfc or found.bos:
+        why = "only BPE is split so" if kind != "bpe" else "this split changes the text, or begins it with BOS"
+        raise UsageError(why, field="split", value=name, remedy="use deepseek-v3, gpt-2, smollm or gpt-4o, with bpe")
+    if digits != 2 or not isolate_han:
+        raise UsageError("a named split says itself how digits and Han are cut", field="split", value=name,
+                         remedy="leave out digits and isolate_han")  # fmt: skip
+    return found.pre_tokenizer()
+
+
 def _check_size(kind: Kind, vocab_size: int, specials: int) -> None:
     least = specials + 256 * (2 if kind == "wordpiece" else 1)
     if vocab_size < least:
@@ -126,7 +142,7 @@ def _check_size(kind: Kind, vocab_size: int, specials: int) -> None:
         )  # fmt: skip
 
 
-def _check_special(names: Sequence[str], pre: pre_tokenizers.Sequence) -> None:
+def _check_special(names: Sequence[str], pre: pre_tokenizers.PreTokenizer) -> None:
     """Raises UsageError for a name that may also be learned as an ordinary token: text would then get its id."""
     if isinstance(names, str):
         raise UsageError("expected a list of names", field="special_tokens", value=names, remedy="write [NAME]")
