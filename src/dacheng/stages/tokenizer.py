@@ -27,8 +27,8 @@ class Config:
     kind: bpe (byte-level), unigram or wordpiece. vocab_size: special tokens included. max_bytes: of text to learn
     from, the first documents in order (what is left unread is said); null for all. digits: the longest group of digits
     in a token. isolate_han: Chinese runs are cut from what stands beside them. split: instead of both, as a family
-    does it that llama.cpp knows (deepseek-v3, gpt-2 …): models can then be exported to GGUF. min_frequency: pairs that are rarer are
-    not joined."""
+    does it that llama.cpp knows (deepseek-v3, gpt-2 …): models can then be exported to GGUF. min_frequency: pairs that
+    are rarer are not joined."""
 
     path: Path | None = None
     kind: Literal["bpe", "unigram", "wordpiece"] = "bpe"
