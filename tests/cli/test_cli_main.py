@@ -142,12 +142,21 @@ def test_history_shows_what_is_there_and_tolerates_what_is_gone(place, capsys):
     assert "nothing was run yet" in capsys.readouterr().out
 
 
+def _listen_to_ctrl_c():
+    """A shell that runs the tests in the background ignores SIGINT, and its children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.process
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_leaves_a_state_that_the_printed_command_goes_on_from(place, dacheng, number):
     words = ["run", "life.yaml", "second.what=sleep", "--out", "an out"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "dacheng.cli", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "dacheng.cli", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=_listen_to_ctrl_c,
     )
     begun = place / "an out" / "stages" / "second" / "begun"
     deadline = time.monotonic() + 60
