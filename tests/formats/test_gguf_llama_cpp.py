@@ -11,9 +11,11 @@ from gguf_files import smollm2_file
 from llama_cpp import continuations, largest_difference
 from test_gguf_writer import CASES, TOKENS, VOCABULARY, made
 
+from dacheng.formats.export import export_gguf
 from dacheng.formats.gguf.model import gguf_model
 from dacheng.formats.gguf.writer import write_gguf
 from dacheng.formats.huggingface.families import family_of_config
+from dacheng.formats.loading import load_model
 from dacheng.models.decoder import Decoder
 from dacheng.nn.contexts import DenseCausal
 from dacheng.nn.packed import pack_weights
@@ -112,3 +114,31 @@ def test_smollm2_written_again_says_the_same(tmp_path):
     assert difference(model, prompt, ids, rows) < 1e-3
     [(of_source, _)] = continuations(smollm2_file(), [prompt], 32, 5)
     assert ids[:8] == of_source[:8]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("format", "near"), [("f32", 1e-3), ("f16", 0.05), ("q8_0", 0.5)])
+def test_exported_smollm2_continues_a_text_alike(tmp_path, format, near):
+    """Greedy, 64 tokens: ours from the file, and llama.cpp's from the same file. Equal up to a choice between tokens
+    nearer than `near`: llama.cpp rounds activations to half floats for f16, and to eight bits for q8_0."""
+    export_gguf(smollm2_file(), tmp_path / "m.gguf", format)
+    loaded = load_model(tmp_path / "m.gguf", dtype="float32")
+    assert loaded.tokenizer is not None
+    prompts = [loaded.tokenizer.encode(text) for text in ("The capital of France is", "def fibonacci(n):\n", "Once")]
+    for prompt, (ids, _) in zip(prompts, continuations(tmp_path / "m.gguf", prompts, 64, 1)):
+        logits = all_logits(loaded.model, prompt, ids)
+        ours = logits.argmax(-1).tolist()
+        end = ours.index(loaded.tokenizer.eos_id) if loaded.tokenizer.eos_id in ours else 64  # llama.cpp bars it
+        first = next((i for i in range(end) if ours[i] != ids[i]), None)
+        if first is None:
+            continue
+        assert format != "f32"
+        assert logits[first].topk(2).values.diff().abs() < near, (first, format)
+
+
+def all_logits(model: Decoder, prompt: list[int], ids: list[int]) -> torch.Tensor:
+    """Of each of `ids`, the logits that choose it: (len(ids), V)."""
+    tokens = torch.tensor([prompt + ids])
+    with torch.inference_mode():
+        hidden = model(tokens, torch.arange(tokens.shape[1])[None], DenseCausal())
+        return model.head(hidden[0, len(prompt) - 1 : -1])
