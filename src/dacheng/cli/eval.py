@@ -49,7 +49,7 @@ def run(
     from dacheng.formats.model_directory import load_model
 
     use_threads()
-    loaded = load_model(directory)
+    loaded = load_model(directory, dtype="fast")
     if loaded.tokenizer is None:
         remedy = "copy tokenizer.json there"
         raise UsageError("this model has no tokenizer", field="--model", value=str(directory), remedy=remedy)

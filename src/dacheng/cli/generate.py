@@ -77,7 +77,7 @@ def generate(
     from dacheng.protocols import SamplingParams
 
     use_threads()
-    loaded = load_model(directory)
+    loaded = load_model(directory, dtype="fast")
     for note in loaded.notes:
         print(note, file=sys.stderr)
     params = SamplingParams(

@@ -19,6 +19,7 @@ from dacheng.formats.json_files import read_json
 from dacheng.formats.meta import on_meta
 from dacheng.formats.shards import WEIGHTS, read_weights
 from dacheng.formats.tensors import check_tensors
+from dacheng.machine import capabilities
 from dacheng.models.decoder import Decoder
 from dacheng.models.traits import DecoderTraits
 from dacheng.nn.packed import pack_weights
@@ -53,14 +54,16 @@ def load_model(
 ) -> LoadedModel:
     """Reads a directory of any family in `huggingface.families`, or a .gguf file, in evaluation mode.
 
-    Weights keep their stored dtype unless `dtype` is given; those in GGUF's blocks become float32, or with `packed`
-    stay as they are where the family allows it (a note says where not). On the CPU, uncast weights stay mapped: the
+    Weights keep their stored dtype unless `dtype` is given ("fast": float32 where this CPU would only emulate a smaller
+    one, fifty times slower); those in GGUF's blocks become float32, or with `packed` stay as they are where the family
+    allows it (a note says where not). On the CPU, uncast weights stay mapped: the
     model takes no more memory than its file, and several processes share it. `check_hash` compares the weights with the
     hash in dacheng.json, where there is one (about a second for half a gigabyte). Raises DamagedFile on damaged files
     and DachengError naming the field or the tensor, what was expected and what was found.
     """
+    chosen = _fast_dtype(torch.device(device)) if dtype == "fast" else as_dtype(dtype)
     if Path(path).suffix == ".gguf":
-        return _load_gguf(Path(path), as_dtype(dtype), torch.device(device), packed)
+        return _load_gguf(Path(path), chosen, torch.device(device), packed)
     directory = existing_directory(path)
     config = read_json(directory / CONFIG)
     family = family_of_config(config, directory / CONFIG)
@@ -71,10 +74,16 @@ def load_model(
     if packed:
         notes.append(f"{directory} has no packed weights: they are loaded as floats")
     found: dict[str, Tensor | QTensor] = dict(family.stored_tensors(read_weights(directory), traits))
-    model = _assembled(found, family, traits, as_dtype(dtype), torch.device(device), str(directory), notes)
+    model = _assembled(found, family, traits, chosen, torch.device(device), str(directory), notes)
     tokenizer = load_tokenizer(directory) if holds_tokenizer(directory) else None
     _note_tokenizer(tokenizer, traits, str(directory), notes)
     return LoadedModel(model, tokenizer, provenance, _read_generation(directory, config), notes)
+
+
+def _fast_dtype(device: torch.device) -> torch.dtype | None:
+    """float32 on a CPU without instructions for bfloat16, else None: as stored."""
+    emulated = device.type == "cpu" and not {"amx_bf16", "avx512_bf16", "bf16"} & set(capabilities())
+    return torch.float32 if emulated else None
 
 
 def _load_gguf(path: Path, dtype: torch.dtype | None, device: torch.device, packed: bool) -> LoadedModel:
