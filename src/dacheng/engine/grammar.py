@@ -1,0 +1,189 @@
+"""Structured output: which tokens may come next so that the text fits a JSON schema, a regular expression, a Lark
+grammar or one of several choices. The grammars are llguidance's; what is here is the tokenizer's side and the limits."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dacheng.errors import MissingExtra, UsageError
+
+MAX_SOURCE_BYTES = 64 * 1024
+_KEPT = 64  # compiled grammars: a server is asked for the same schema again and again
+# Work at most, in llguidance's units: about 100 ms to begin with and 15 ms a token on a machine of 2024.
+_LIMITS: dict[str, Any] = {"initial_lexer_fuel": 5_000_000, "step_lexer_fuel": 200_000, "max_grammar_size": 200_000}
+
+Kind = Literal["json_schema", "regex", "lark", "choice"]
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """What a text must be. source: a JSON schema, a regular expression (Rust's syntax), a Lark grammar (llguidance's
+    dialect), or a JSON list of strings. Make one with the functions below."""
+
+    kind: Kind
+    source: str
+
+    @classmethod
+    def json_schema(cls, schema: dict[str, Any] | bool | str) -> Grammar:
+        """schema: the object, or its JSON text."""
+        return cls("json_schema", schema if isinstance(schema, str) else json.dumps(schema, ensure_ascii=False))
+
+    @classmethod
+    def json_object(cls) -> Grammar:
+        """Any JSON object."""
+        return cls.json_schema({"type": "object"})
+
+    @classmethod
+    def choice(cls, choices: Sequence[str]) -> Grammar:
+        """One of these texts. Raises UsageError for none, or one that is no text or empty."""
+        if isinstance(choices, str) or not choices or not all(isinstance(c, str) and c for c in choices):
+            raise UsageError("choices are texts that are not empty", field="choice", value=choices, remedy='["a", "b"]')
+        return cls("choice", json.dumps(list(choices), ensure_ascii=False))
+
+
+class Vocabulary(Protocol):
+    """What a compiler asks of dacheng.text.Tokenizer."""
+
+    vocab_size: int
+    eos_id: int
+    bos_id: int | None
+    special_ids: frozenset[int]
+
+    def encode(self, text: str) -> list[int]: ...
+    def decode_bytes(self, ids: Any, skip_special_tokens: bool = True) -> bytes: ...
+
+
+class GrammarCompiler:
+    """Grammar -> Matcher for one tokenizer. Safe in several threads; compiled grammars are kept and copied.
+
+    end_ids: further tokens that end a text, beside the tokenizer's EOS: allowed where the text may end. vocab_size: of
+    the logits, where they have more columns than the tokenizer has tokens.
+    """
+
+    def __init__(self, tokenizer: Vocabulary, end_ids: Sequence[int] = (), vocab_size: int | None = None) -> None:
+        """Raises MissingExtra without llguidance. Takes about half a second for 50,000 tokens."""
+        try:
+            import llguidance
+        except ImportError:
+            raise MissingExtra("llguidance", "serve") from None
+        self._library = llguidance
+        self.vocab_size = max(vocab_size or 0, tokenizer.vocab_size)
+        wrapped = llguidance.TokenizerWrapper(_Tokens(tokenizer))
+        ends = list(dict.fromkeys([tokenizer.eos_id, *end_ids]))
+        self._tokens = llguidance.LLTokenizer(wrapped, n_vocab=self.vocab_size, eos_token=ends)
+        self._limits = llguidance.LLParserLimits(**_LIMITS, verbose_errors=False)
+        self._compiled: OrderedDict[Grammar, Any] = OrderedDict()
+        self._lock = Lock()
+
+    def matcher(self, grammar: Grammar) -> Matcher:
+        """At the start of a text. Raises UsageError saying what in the grammar is wrong, not supported or too large."""
+        with self._lock:
+            found = self._compiled.get(grammar)
+            if found is not None:
+                self._compiled.move_to_end(grammar)
+        if found is None:
+            found = self._compile(grammar)
+            with self._lock:
+                self._compiled[grammar] = found
+                while len(self._compiled) > _KEPT:
+                    self._compiled.popitem(last=False)
+        return Matcher(found.deep_copy(), self.vocab_size)
+
+    def _compile(self, grammar: Grammar) -> Any:
+        size = len(grammar.source.encode("utf-8", "surrogatepass"))
+        if size > MAX_SOURCE_BYTES:
+            raise _refused(grammar, f"it has {size} bytes", f"at most {MAX_SOURCE_BYTES}")
+        make = self._library.LLMatcher
+        try:
+            text = self._library.grammar_from(grammar.kind, grammar.source)
+        except (ValueError, UnicodeError) as error:
+            raise _refused(grammar, str(error), "correct it") from None
+        matcher = make(self._tokens, text, log_level=0, limits=self._limits)
+        if matcher.is_error():
+            raise _refused(grammar, _first_line(matcher.get_error()), "simplify it, or leave this part out")
+        if warnings := matcher.get_grammar_warnings():  # parts that would silently not hold
+            raise _refused(grammar, _first_line("; ".join(warnings)), "leave this part out")
+        return matcher
+
+
+class Matcher:
+    """Where a text is in its grammar. One request's; not for several threads."""
+
+    def __init__(self, matcher: Any, vocab_size: int) -> None:
+        self._matcher, self._vocab_size = matcher, vocab_size
+
+    def mask(self) -> Tensor:
+        """(V,) bool: the tokens that may come next; an end of text where the text may end here. Raises UsageError when
+        the grammar turned out to be too complex in the middle of a text."""
+        bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
+        self._check()
+        return torch.from_numpy(np.unpackbits(bits, bitorder="little")[: self._vocab_size].astype(bool))
+
+    def accept(self, token: int) -> bool:
+        """Goes on by a token; False, and nowhere, when it may not come next."""
+        if self._matcher.try_consume_tokens([token]) == 1:
+            return True
+        self._check()
+        return False
+
+    def allowed(self, tokens: Sequence[int]) -> int:
+        """How many of these may come next, one after the other. The state stays."""
+        return int(self._matcher.validate_tokens(list(tokens)))
+
+    def rollback(self, tokens: int) -> None:
+        """Takes back the last accepted tokens: a rejected draft."""
+        if tokens and not self._matcher.rollback(tokens):
+            self._check()
+
+    @property
+    def may_end(self) -> bool:
+        """Whether the text so far is whole."""
+        return bool(self._matcher.is_accepting())
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing but an end of text can follow."""
+        return bool(self._matcher.is_stopped())
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            problem = _first_line(self._matcher.get_error())
+            raise UsageError(f"the grammar cannot be followed: {problem}", field="grammar", remedy="simplify it")
+
+
+class _Tokens:
+    """The tokenizer as llguidance's wrapper asks for it."""
+
+    def __init__(self, tokenizer: Vocabulary) -> None:
+        self.eos_token_id, self.bos_token_id = tokenizer.eos_id, tokenizer.bos_id
+        self.special_token_ids = sorted(tokenizer.special_ids)
+        special = tokenizer.special_ids
+        self.tokens = [
+            tokenizer.decode_bytes([i], skip_special_tokens=i not in special) for i in range(tokenizer.vocab_size)
+        ]
+        self._tokenizer = tokenizer
+
+    def __call__(self, text: str | bytes) -> list[int]:
+        if isinstance(text, bytes):  # the wrapper tries: our tokenizer takes text
+            raise TypeError("text, not bytes")
+        return self._tokenizer.encode(text)
+
+
+def _refused(grammar: Grammar, why: str, remedy: str) -> UsageError:
+    kind = grammar.kind.replace("_", " ")
+    return UsageError(
+        f"this {kind} cannot be followed: {why}", field="grammar", value=grammar.source[:200], remedy=remedy
+    )
+
+
+def _first_line(text: str) -> str:
+    return next((line.strip() for line in text.splitlines() if line.strip()), "no reason is given")[:300]
