@@ -1,5 +1,5 @@
 """Structured output: which tokens may come next so that the text fits a JSON schema, a regular expression, a Lark
-grammar or one of several choices. The grammars are llguidance's; what is here is the tokenizer's side and the limits."""
+grammar or one of several choices. The grammars are llguidance's; here are the tokenizer's side and the limits."""
 
 from __future__ import annotations
 
