@@ -1,4 +1,4 @@
-"""Grammars without a model: 300 JSON schemas, whose valid instances pass token by token and whose invalid ones don't."""
+"""Grammars without a model: 300 JSON schemas; valid instances pass token by token, and invalid ones don't."""
 
 from __future__ import annotations
 
