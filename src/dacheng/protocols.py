@@ -2,9 +2,40 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
+
+from dacheng.errors import UsageError
+
+GrammarKind = Literal["json_schema", "regex", "lark", "choice"]
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """What a text must be. source: a JSON schema, a regular expression (Rust's syntax), a Lark grammar (llguidance's
+    dialect), or a JSON list of strings. Make one with the functions below."""
+
+    kind: GrammarKind
+    source: str
+
+    @classmethod
+    def json_schema(cls, schema: dict[str, Any] | bool | str) -> Grammar:
+        """schema: the object, or its JSON text."""
+        return cls("json_schema", schema if isinstance(schema, str) else json.dumps(schema, ensure_ascii=False))
+
+    @classmethod
+    def json_object(cls) -> Grammar:
+        """Any JSON object."""
+        return cls.json_schema({"type": "object"})
+
+    @classmethod
+    def choice(cls, choices: Sequence[str]) -> Grammar:
+        """One of these texts. Raises UsageError for none, or one that is no text or empty."""
+        if isinstance(choices, str) or not choices or not all(isinstance(c, str) and c for c in choices):
+            raise UsageError("choices are texts that are not empty", field="choice", value=choices, remedy='["a", "b"]')
+        return cls("choice", json.dumps(list(choices), ensure_ascii=False))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,6 +45,11 @@ class SamplingParams:
     temperature: 0 means greedy. top_k: 0 means off. top_p, min_p in [0, 1] (1 and 0 mean off).
     repetition_penalty: > 0, 1 means off (Keskar et al. 2019, CTRL, section 4.1). seed: None draws one.
     stop: strings that end the text (not included in it). stop_token_ids: ids that end it, beside the model's EOS.
+    presence_penalty, frequency_penalty: taken off the logits of generated tokens, once, and times their count (OpenAI).
+    logit_bias: (token id, what is added to its logit). min_tokens: nothing ends the text before so many.
+    logprobs: of the chosen tokens; top_logprobs: of so many best ones beside each. prompt_logprobs: of the tokens of
+    the prompt, with so many best ones beside each (None: not computed). grammar: what the text must be; it ends where
+    nothing can follow.
     """
 
     max_tokens: int = 128
@@ -27,11 +63,23 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: bool = False
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    min_tokens: int = 0
+    top_logprobs: int = 0
+    prompt_logprobs: int | None = None
+    grammar: Grammar | None = None
+
+
+TopLogprobs = list[tuple[int, float]]  # (token id, log-probability in nats), best first
 
 
 @dataclass(slots=True)
 class Completion:
-    """What came back for one prompt. finish_reason: "stop" | "length" | "cancelled". logprobs: of the chosen tokens."""
+    """What came back for one prompt. finish_reason: "stop" | "length" | "cancelled" | "deadline" | "error". logprobs:
+    of the chosen tokens; top_logprobs: of the best ones beside each. prompt_logprobs: for each token of the prompt the
+    best ones in its place, itself at the end where it is not among them; None for the first, which nothing predicts."""
 
     prompt_token_ids: list[int]
     token_ids: list[int] = field(default_factory=list)
@@ -39,6 +87,8 @@ class Completion:
     finish_reason: str | None = None
     logprobs: list[float] | None = None
     metrics: dict[str, float] = field(default_factory=dict)
+    top_logprobs: list[TopLogprobs] | None = None
+    prompt_logprobs: list[TopLogprobs | None] | None = None
 
 
 @runtime_checkable

@@ -160,7 +160,7 @@ def test_doctor_says_what_is_there_and_how_to_get_the_rest(here, capsys):
     found = answer(capsys, "doctor")
     assert found["machine"]["cores"] >= 1 and found["fast_dtype"] in ("float32", "bfloat16")
     assert found["machine"]["matmul_gflops"]["float32"] > 0
-    assert set(found["extras"]) == {"data", "report", "logs"}
+    assert set(found["extras"]) == {"data", "report", "logs", "serve"}
     for extra, libraries in found["extras"].items():
         assert all(libraries.values()) or found["install"][extra] == f"pip install 'dacheng[{extra}]'"
     assert found["disk_free_bytes"] > 0 and Path(found["cache"]).name

@@ -109,7 +109,7 @@ class AllLogits(Reading):
 
     def read(self, positions: range, logits_RV: Tensor, hidden_sum_D: Tensor | None) -> bool:
         self.logits.append(logits_RV.clone())
-        return True
+        return bool(logits_RV.isfinite().all())
 
 
 class Scripted:

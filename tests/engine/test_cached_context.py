@@ -6,6 +6,8 @@ from engine_fakes import TRAITS, AllLogits, is_greedy, plain_logits, tiny_model
 
 from dacheng.engine import Engine, Request
 from dacheng.engine import context as context_module
+from dacheng.engine.context import CachedContext
+from dacheng.nn.contexts import AttentionLayer
 from dacheng.protocols import SamplingParams
 
 IDS = torch.randint(0, 258, (5, 40), generator=torch.Generator().manual_seed(1)).tolist()
@@ -53,31 +55,49 @@ def test_logits_of_requests_that_share_steps(name, worth_padding, monkeypatch):
         assert len(writer.token_ids) == 12 and is_greedy(model, writer.prompt_token_ids, writer.token_ids)
 
 
+def runs_of(engine: Engine) -> list:
+    """Of the next step: first row in the cache, step and lengths of each run; None for what is scattered."""
+    context = CachedContext(engine.cache, engine.scheduler.schedule())
+    singles = context._group(AttentionLayer(0), torch.zeros(1)).singles
+    return [(one[0].first, one[0].step, one[0].lengths) if isinstance(one, tuple) else None for one in singles]
+
+
 def test_neighbours_attend_together_unless_padding_costs_more():
-    model = tiny_model(max_positions=400)
-    engine = Engine(model, max_batch=4, max_tokens_per_step=400)
-    for length in (10, 20, 300, 12):
-        engine.add(Request([1] * length, SamplingParams(max_tokens=4, temperature=0)))
+    """50 blocks in four lanes of 12, so 384 rows from one request to the next."""
+    engine = Engine(tiny_model(max_positions=400), max_batch=4, max_tokens_per_step=400)
+    for i, length in enumerate((10, 20, 300, 12)):
+        engine.add(Request([i + 1] * length, SamplingParams(max_tokens=4, temperature=0)))
     engine.step()
-    plan = engine.scheduler.schedule()
-    runs = context_module.CachedContext(engine.cache, plan)._runs
-    assert [(run.slot, run.tokens) for run in runs] == [(0, [11, 21]), (2, [301]), (3, [13])]
+    assert runs_of(engine) == [(0, 384, [11, 21]), (768, 0, [301]), (1152, 0, [13])]
 
 
 def test_a_hole_left_by_a_finished_request_splits_the_neighbours():
     model = tiny_model()
-    engine = Engine(model, max_batch=3)
-    requests = [Request([i, 2, 3], SamplingParams(max_tokens=12, temperature=0)) for i in range(3)]
+    engine = Engine(model, max_batch=4)
+    requests = [Request([i, 2, 3], SamplingParams(max_tokens=12, temperature=0)) for i in range(4)]
     for request in requests:
         engine.add(request)
     engine.step()
+    assert runs_of(engine) == [(0, 96, [4, 4, 4, 4])]
     engine.cancel(requests[1].id)
-    plan = engine.scheduler.schedule()
-    runs = context_module.CachedContext(engine.cache, plan)._runs
-    assert [(run.slot, run.tokens) for run in runs] == [(0, [4]), (2, [4])]
+    assert runs_of(engine) == [(0, 192, [4, 4]), (288, 0, [4])]
     drive(engine)
-    for request in (requests[0], requests[2]):
+    for request in (requests[0], *requests[2:]):
         assert len(request.token_ids) == 12 and is_greedy(model, request.prompt_token_ids, request.token_ids)
+
+
+def test_nobody_is_padded_over_what_another_one_holds():
+    """Blocks 0, 1 and 2 of a pool of three: the first may not be padded over the second's block, nor past the end."""
+    engine = Engine(tiny_model(), max_batch=3, cache_tokens=96)
+    for i, length in enumerate((3, 30, 3)):
+        engine.add(Request([i] * length, SamplingParams(max_tokens=2, temperature=0)))
+    engine.step()
+    assert runs_of(engine) == [(0, 32, [4, 31, 4])]
+    long = Engine(tiny_model(), max_batch=2, cache_tokens=96)
+    for i, length in enumerate((3, 40)):
+        long.add(Request([i] * length, SamplingParams(max_tokens=2, temperature=0)))
+    long.step()
+    assert runs_of(long) == [(0, 0, [4]), (32, 0, [41])]
 
 
 def test_a_window_longer_than_the_context_is_no_window():
@@ -89,7 +109,7 @@ def test_a_window_longer_than_the_context_is_no_window():
 
 
 def test_nan_of_one_request_reaches_no_other():
-    """Its slot is cleaned when it leaves: padding multiplies what is behind a shorter request by zero."""
+    """Its blocks are wiped when it leaves: padding multiplies what is behind a shorter request by zero."""
     model = tiny_model()
     with torch.no_grad():
         model.embed.weight[7] = float("nan")

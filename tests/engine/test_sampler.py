@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dacheng.engine import sampler
+from dacheng.engine.adjust import adjusted
 from dacheng.engine.params import check_params
 from dacheng.engine.sampler import (
     SamplerState,
@@ -115,6 +116,78 @@ def test_repetition_penalty_formula(row, seen, penalty):
     got = penalise(torch.tensor([row]), torch.tensor([seen]), torch.tensor([[penalty]]))[0].tolist()
     expected = [(x / penalty if x > 0 else x * penalty) if s else x for x, s in zip(row, seen)]
     assert got == pytest.approx(expected, rel=1e-6)
+
+
+GENERATED = st.lists(st.integers(0, 5), max_size=8)
+BIASES = st.dictionaries(st.integers(0, 5), st.sampled_from([-100.0, -1.5, 2.0]), max_size=3)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    LOGITS,
+    st.lists(st.tuples(GENERATED, st.sampled_from([0.0, 0.5, -2.0]), st.sampled_from([0.0, 0.3, -1.0]), BIASES)),
+    st.sampled_from([1.0, 1.3]),
+    st.integers(0, 5),
+)
+def test_adjusted_logits_by_definition(rows, drawn, repetition, min_tokens):
+    """Each row with penalties, biases and a history of its own; some with none."""
+    states, expected = [], []
+    for i, row in enumerate(rows):
+        generated, presence, frequency, bias = drawn[i] if i < len(drawn) else ([], 0.0, 0.0, {})
+        params = SamplingParams(
+            presence_penalty=presence,
+            frequency_penalty=frequency,
+            repetition_penalty=repetition,
+            logit_bias=tuple(bias.items()),
+            min_tokens=min_tokens,
+        )
+        states.append(SamplerState(params, 0, 6, [2], forbidden={1, 4}))
+        for token in generated:
+            states[-1].note(token)
+        values = [x + bias.get(i, 0.0) for i, x in enumerate(row)]
+        values = [
+            (x / repetition if x > 0 else x * repetition) if i in {2, *generated} else x for i, x in enumerate(values)
+        ]
+        values = [x - generated.count(i) * frequency - (i in generated) * presence for i, x in enumerate(values)]
+        forbidden = {1, 4} if len(generated) < min_tokens else set()
+        expected.append([-math.inf if i in forbidden else x for i, x in enumerate(values)])
+    logits = torch.tensor(rows)
+    for found, values in zip(adjusted(logits, states).tolist(), expected):
+        assert found == pytest.approx(values, rel=1e-5, abs=1e-5)
+    assert torch.equal(logits, torch.tensor(rows)), "the model's own logits stay as they are"
+
+
+def test_top_logprobs_are_the_best_of_the_model_itself():
+    logits = torch.tensor([[1.0, 2.0, 0.5, -1.0]] * 3)
+    exact = torch.log_softmax(logits, -1)[0].tolist()
+    states = [
+        SamplerState(
+            SamplingParams(logprobs=True, top_logprobs=count, temperature=0, logit_bias=((3, 50.0),)), 0, 4, []
+        )
+        for count in (2, 0, 4)
+    ]
+    two, none, four = sample(logits, states)
+    assert two.token_id == none.token_id == four.token_id == 3
+    assert none.top_logprobs is None and none.logprob == pytest.approx(exact[3], abs=1e-6)
+    assert [token for token, _ in two.top_logprobs] == [1, 0] and [t for t, _ in four.top_logprobs] == [1, 0, 2, 3]
+    assert [x for _, x in four.top_logprobs] == pytest.approx([exact[i] for i in (1, 0, 2, 3)], abs=1e-6)
+
+
+def test_penalties_push_a_greedy_text_off_its_own_words():
+    """Always the same logits: each token is said until its penalty has brought it below the next."""
+    logits = torch.tensor([[3.0, 2.0, 0.0]])
+
+    def said(**penalties) -> list[int]:
+        state, tokens = SamplerState(SamplingParams(temperature=0, **penalties), 0, 3, [0, 0, 0]), []
+        for _ in range(5):
+            tokens.append(sample(logits, [state])[0].token_id)
+            state.note(tokens[-1])
+        return tokens
+
+    assert said() == [0] * 5  # what is in the prompt costs nothing
+    assert said(presence_penalty=1.5) == [0, 1, 0, 0, 0]
+    assert said(frequency_penalty=0.6) == [0, 0, 1, 0, 1]
+    assert said(frequency_penalty=-0.5) == [0] * 5
 
 
 @pytest.mark.parametrize("temperature", [1e-3, 1e-10, 1e-44])
@@ -231,6 +304,16 @@ def test_rows_without_a_distribution_get_nothing_and_disturb_no_other(bad):
         ("stop", "text"),
         ("stop", ("",)),
         ("stop_token_ids", (50,)),
+        ("presence_penalty", math.inf),
+        ("frequency_penalty", math.nan),
+        ("logit_bias", ((50, 1.0),)),
+        ("logit_bias", ((1, math.nan),)),
+        ("min_tokens", -1),
+        ("min_tokens", 129),
+        ("top_logprobs", -1),
+        ("top_logprobs", 3),  # without logprobs
+        ("prompt_logprobs", -1),
+        ("grammar", "root ::= x"),
     ],
 )
 def test_parameters_out_of_range_are_refused_by_name(field, value):
@@ -245,12 +328,8 @@ def test_the_filters_are_those_of_transformers(goldens):
     """tests/goldens/make_sampling.py: the logits processors of transformers on distinct logits."""
     golden = json.loads((goldens / "sampling.json").read_text())
     for case in golden["cases"]:
-        logits = torch.tensor([case["logits"]])
-        penalty = case["params"].pop("repetition_penalty", 1.0)
-        if penalty != 1.0:
-            seen = torch.zeros(logits.shape, dtype=torch.bool)
-            seen[0, case["seen"]] = True
-            logits = penalise(logits, seen, torch.tensor([[penalty]]))
-        probs = probabilities(logits, [SamplingParams(**case["params"])])
+        params = SamplingParams(**case["params"])
+        state = SamplerState(params, 0, 40, case["seen"], forbidden=params.stop_token_ids)
+        probs = probabilities(adjusted(torch.tensor([case["logits"]]), [state]), [params])
         probs = probs / probs.sum()
         assert probs[0].tolist() == pytest.approx(case["probabilities"], abs=1e-6), case["params"]

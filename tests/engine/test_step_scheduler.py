@@ -4,15 +4,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dacheng.engine.cache import SlotCache
+from dacheng.engine.cache import PagedCache
 from dacheng.engine.request import Request, Status
 from dacheng.engine.scheduler import Scheduler
 from dacheng.errors import DachengError, UsageError
 from dacheng.models.cache import LayerCache
 
 
-def new_scheduler(max_batch=3, budget=8, max_context=100) -> Scheduler:
-    cache = SlotCache([LayerCache("paged", 1, 2)], max_slots=max_batch, max_context=max_context)
+def new_scheduler(max_batch=3, budget=8, max_context=100, tokens=None) -> Scheduler:
+    tokens = max(1, max_batch) * 128 if tokens is None else tokens
+    cache = PagedCache([LayerCache("paged", 1, 2)], max_slots=max(1, max_batch), max_tokens=tokens, max_step=budget)
     return Scheduler(cache, max_batch=max_batch, max_tokens_per_step=budget, max_context=max_context)
 
 
@@ -26,7 +27,7 @@ def queue(scheduler: Scheduler, *lengths: int) -> list[Request]:
 def step(scheduler: Scheduler) -> list[tuple[int, int, bool]]:
     """Runs a step in which every caught-up request gets a token; returns (start, count, sampled) in order of slots."""
     plan = scheduler.schedule()
-    plan.commit()
+    scheduler.commit(plan)
     done = []
     for chunk in sorted(plan.chunks, key=lambda chunk: chunk.request.slot):
         done.append((chunk.start, chunk.count, bool(chunk.logit_rows)))
@@ -102,7 +103,7 @@ def test_every_request_is_served_in_every_step_and_all_finish(sizes, max_batch, 
         for request in scheduler.running:
             if request.pending == 1 and request.computed:
                 assert request in served, "one that generates is never left out"
-        plan.commit()
+        scheduler.commit(plan)
         for chunk in plan.chunks:
             if chunk.logit_rows:
                 chunk.request.known.append(0)

@@ -11,7 +11,7 @@ EXTRAS = {
     "data": (("pyarrow", "parquet"), ("zstandard", "compressed documents"), ("ftfy", "mending mojibake")),
     "report": (("matplotlib", "curves in reports"),),
     "logs": (("tensorboard", "TensorBoard logs"),),
-    "serve": (("llguidance", "structured output"),),
+    "serve": (("starlette", "the HTTP server"), ("uvicorn", "the HTTP server"), ("llguidance", "structured output")),
 }
 
 

@@ -39,6 +39,17 @@ VERBS: dict[str, Verb] = {
         "dacheng doctor",
         lead=True,
     ),
+    "serve": Verb(
+        "dacheng.cli.serve:serve",
+        "a model over HTTP: OpenAI's and Anthropic's APIs, and a chat page",
+        "dacheng serve --model models/smollm2 --port 8000",
+        lead=True,
+    ),
+    "chat": Verb(
+        "dacheng.cli.chat:chat",
+        "talk with a model, here or behind a URL",
+        "dacheng chat --model models/smollm2",
+    ),
     "generate": Verb(
         "dacheng.cli.generate:generate",
         "continue a prompt with a model",

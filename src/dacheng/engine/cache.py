@@ -1,69 +1,77 @@
-"""Keys and values of the tokens that were computed, by layer and slot."""
+"""Keys and values of the tokens that were computed, by layer, slot and position."""
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from dacheng.engine.blocks import BLOCK, BlockPool, blocks_for
+from dacheng.engine.storage import LayerStorage, Ranges
 from dacheng.models.cache import LayerCache
 
-INITIAL_TOKENS = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Places:
-    """Where the tokens of a step are written: `rows` of the step (None: all of them) go to `index` of the storage.
-
-    rows (M,) int64; index (K·M,) int64, head by head.
-    """
-
-    rows: Tensor | None
-    index: Tensor
+PADDED_BLOCKS = 4  # how far behind a text's end a padded read may go (see context.WORTH_PADDING)
 
 
 class KVCache(Protocol):
     """What the scheduler and the attention ask of a cache. A token is addressed by slot and position, never by where
-    it lies: contiguous slots today, blocks of pages behind the same questions later."""
+    it lies."""
 
     def open(self) -> int:
         """A free slot, for one request."""
         ...
 
-    def close(self, slot: int) -> None:
-        """Forgets the slot's tokens and frees it."""
+    def close(self, slot: int, *, sound: bool = True) -> None:
+        """Forgets the slot's tokens and frees it. Not `sound`: they may hold a NaN, and nobody may find them."""
         ...
 
-    def reserve(self, slot: int, tokens: int) -> None:
-        """Makes room for positions 0..tokens-1 of a slot."""
+    def adopt(self, slot: int, keys: Sequence[bytes], limit: int) -> int:
+        """Shares the longest known beginning with a fresh slot, `limit` tokens at most; returns how many."""
+        ...
+
+    def fits(self, slot: int, tokens: int) -> bool:
+        """Whether there are blocks for positions 0..tokens-1 of a slot."""
+        ...
+
+    def reserve(self, slot: int, tokens: int) -> bool:
+        """Makes room for positions 0..tokens-1 of a slot. False, and nothing has changed, when there are no blocks."""
+        ...
+
+    def commit(self, slot: int, tokens: int, keys: Sequence[bytes]) -> None:
+        """Positions 0..tokens-1 are written; whole blocks among them can be found by their keys from now on."""
         ...
 
     def group(self, layer: int) -> Hashable:
-        """Layers of one group store alike: places and visible counts computed for one serve all."""
+        """Layers of one group store alike: places and ranges computed for one serve all."""
         ...
 
-    def visible(self, layer: int, tokens: int) -> int:
-        """How many entries a query at position tokens-1 finds, its own included."""
+    def places(self, layer: int, spans: Sequence[tuple[int, int, int]]) -> Tensor:
+        """Where the tokens of `spans` (slot, first position, one past the last) are written, for `append`."""
         ...
 
-    def places(self, layer: int, spans: Sequence[tuple[int, int, int]]) -> Places:
-        """Where the tokens of `spans` (slot, first position, one past the last) go, in this order."""
-        ...
-
-    def append(self, layer: int, places: Places, k_1KTE: Tensor, v_1KTE: Tensor) -> None:
+    def append(self, layer: int, places: Tensor, k_1KTE: Tensor, v_1KTE: Tensor) -> None:
         """Writes the keys and values of a step's T tokens."""
         ...
 
-    def past(self, layer: int, slot: int, first: int, stop: int) -> tuple[Tensor, Tensor]:
-        """Keys and values (K, stop - first, E) of these positions, in order."""
+    def ranges(self, layer: int, slot: int, first: int, stop: int) -> Ranges:
+        """Where positions first..stop-1 lie."""
         ...
 
-    def gather(self, layer: int, first_slot: int, slots: int, tokens: int) -> tuple[Tensor, Tensor]:
-        """The first `tokens` entries of neighbouring slots: two of (slots, K, tokens, E)."""
+    def spare(self, layer: int, slot: int, tokens: int) -> int:
+        """How many rows behind that of position tokens-1 hold finite numbers that are nobody's: a padded read may
+        pass over them."""
+        ...
+
+    def read(self, layer: int, ranges: Ranges) -> tuple[Tensor, Tensor]:
+        """Keys and values there: (K, T, E) each."""
+        ...
+
+    def read_rows(self, layer: int, first: int, step: int, count: int, rows: int) -> tuple[Tensor, Tensor]:
+        """`count` stretches of `rows` rows, `step` rows apart: (count, K, rows, E) each."""
         ...
 
     def bytes(self) -> int:
@@ -71,38 +79,76 @@ class KVCache(Protocol):
         ...
 
 
-class _Store:
-    """One layer: keys (slots, K, capacity, E) and values, whose width may differ. Position p lies at p modulo capacity,
-    so a window layer, whose capacity ends at its window, keeps just the tokens that may still be looked at."""
+@dataclass(slots=True)
+class _Table:
+    """One slot's blocks in one group: that of positions 32·i and on at i, or -1 where a window has slid past it."""
 
-    def __init__(self, spec: LayerCache, max_context: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.heads = spec.kv_heads
-        self.limit = min(spec.window or max_context, max_context)
-        self.group = (spec.kv_heads, self.limit)
-        self.k = torch.zeros(0, self.heads, 0, spec.head_width, dtype=dtype, device=device)
-        self.v = torch.zeros(0, self.heads, 0, spec.value_width or spec.head_width, dtype=dtype, device=device)
-
-    @property
-    def capacity(self) -> int:
-        return self.k.shape[2]
-
-    def resize(self, slots: int, tokens: int) -> None:
-        """Only ever larger. A window layer grows only before it is full: nothing has wrapped around yet."""
-        tokens = min(tokens, self.limit)
-        if (slots, tokens) != (self.k.shape[0], self.capacity):
-            self.k, self.v = self._copied(self.k, slots, tokens), self._copied(self.v, slots, tokens)
-
-    def _copied(self, old: Tensor, slots: int, tokens: int) -> Tensor:
-        # Zeros, not whatever lies there: attention multiplies masked values by 0, and 0 · NaN is NaN.
-        new = torch.zeros(slots, self.heads, tokens, old.shape[-1], dtype=old.dtype, device=old.device)
-        new[: old.shape[0], :, : old.shape[2]] = old
-        return new
+    blocks: list[int] = field(default_factory=list)
+    slid: int = 0  # leading entries that are -1
+    adopted: int = 0  # leading entries that others computed
+    published: int = 0  # leading entries that have their key
 
 
-class SlotCache:
-    """A contiguous row of storage for each request; all rows are as long as the longest needed so far.
+class _Group:
+    """The layers with one window (None: all that see everything): they hold the same positions, so one pool and one
+    table per slot serve them all."""
 
-    `spec` is the model's cache_spec(). Storage grows by doubling, up to `max_slots` and `max_context`.
+    def __init__(self, window: int | None, size: int, lanes: int) -> None:
+        self.window = window
+        self.pool = BlockPool(size, lanes)
+        self.tables: dict[int, _Table] = {}
+        self.layers: list[LayerStorage] = []
+
+    def first_needed(self, tokens: int) -> int:
+        """The first block that the token at position `tokens` looks at."""
+        return 0 if self.window is None else max(0, tokens - self.window + 1) // BLOCK
+
+    def missing(self, slot: int, tokens: int) -> int:
+        return blocks_for(tokens) - len(self.tables[slot].blocks)
+
+    def grow(self, slot: int, tokens: int) -> None:
+        blocks = self.tables[slot].blocks
+        for _ in range(self.missing(slot, tokens)):
+            blocks.append(self.pool.take(prefer=blocks[-1] + 1 if blocks else -1))
+
+    def holds(self, keys: Sequence[bytes], count: int) -> bool:
+        """Whether a text could go on behind its first `count` blocks."""
+        return all(self.pool.has(keys[i]) for i in range(self.first_needed(count * BLOCK), count))
+
+    def adopt(self, slot: int, keys: Sequence[bytes], count: int) -> None:
+        first = self.first_needed(count * BLOCK)
+        blocks = [-1] * first + [self.pool.share(key) for key in keys[first:count]]
+        self.tables[slot] = _Table(blocks, first, count, count)
+
+    def commit(self, slot: int, tokens: int, keys: Sequence[bytes]) -> None:
+        table = self.tables[slot]
+        for i in range(table.published, min(tokens // BLOCK, len(keys))):
+            self.pool.publish(table.blocks[i], keys[i])
+            table.published = i + 1
+        while table.slid < self.first_needed(tokens):
+            self.pool.release(table.blocks[table.slid])
+            table.blocks[table.slid] = -1
+            table.slid += 1
+
+    def close(self, slot: int, sound: bool) -> None:
+        table = self.tables.pop(slot)
+        wiped = []
+        # In this order the next text finds them one behind the other: published ones at the end of the queue, the
+        # others in front of it.
+        known = max(table.slid, table.published)
+        for i in (*range(table.slid, known), *reversed(range(known, len(table.blocks)))):
+            if self.pool.release(table.blocks[i], sound=sound or i < table.adopted):
+                wiped.append(table.blocks[i])
+        if wiped:
+            for layer in self.layers:
+                layer.wipe(wiped)
+
+
+class PagedCache:
+    """Blocks of 32 tokens, shared by texts that begin alike (Kwon et al. 2023, PagedAttention).
+
+    spec: the model's cache_spec(). max_tokens: what layers that see everything hold, of all slots together. A window
+    layer holds what its window needs for `max_slots` texts, of which one step computes `max_step` tokens.
     """
 
     def __init__(
@@ -110,90 +156,150 @@ class SlotCache:
         spec: Sequence[LayerCache],
         *,
         max_slots: int,
-        max_context: int,
+        max_tokens: int,
+        max_step: int = 512,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.max_slots, self.max_context = max_slots, max_context
-        self._stores = [_Store(layer, max_context, dtype, torch.device(device)) for layer in spec]
-        self._free = list(range(max_slots))  # a heap: the lowest slot first keeps the open ones neighbours
-        self._used = dict[int, int]()  # slot -> tokens reserved
-        self._slots = self._tokens = 0  # what the storage is large enough for
+        self.max_slots = max_slots
+        self._free_slots = list(range(max_slots))  # a heap: the lowest first
+        self._groups: dict[int | None, _Group] = {}
+        self._group_of: list[_Group] = []
+        self._layers: list[LayerStorage] = []
+        self.max_tokens = blocks_for(max_tokens) * BLOCK  # of one text that has the cache for itself
+        for layer in spec:
+            window = layer.window
+            if window not in self._groups:
+                self._groups[window] = _Group(window, self._size(window, max_tokens, max_step), max_slots)
+            group = self._groups[window]
+            self._layers.append(LayerStorage(layer, group.pool.size, dtype, torch.device(device)))
+            group.layers.append(self._layers[-1])
+            self._group_of.append(group)
+
+    def _size(self, window: int | None, max_tokens: int, max_step: int) -> int:
+        """Blocks of a group. A window of w tokens touches w/32 + 1 blocks, and one more while it moves on."""
+        everything = blocks_for(max_tokens)
+        if window is None:
+            return everything
+        return min(everything, self.max_slots * (blocks_for(window) + 2) + blocks_for(max_step))
 
     @property
     def open_slots(self) -> int:
-        return len(self._used)
+        return self.max_slots - len(self._free_slots)
+
+    @property
+    def pools(self) -> list[BlockPool]:
+        return [group.pool for group in self._groups.values()]
+
+    @property
+    def usage(self) -> float:
+        """Share of the blocks that requests hold, 0 to 1, where it is largest."""
+        return max((pool.used / pool.size for pool in self.pools), default=0.0)
+
+    def table(self, layer: int, slot: int) -> list[int]:
+        """The slot's blocks in this layer, for kernels that follow a table; -1 where a window has slid past."""
+        return self._group_of[layer].tables[slot].blocks
+
+    @property
+    def storages(self) -> list[LayerStorage]:
+        return self._layers
+
+    def storage(self, layer: int) -> LayerStorage:
+        return self._layers[layer]
 
     def open(self) -> int:
         """Raises IndexError when all are taken: the scheduler admits no more than `max_slots`."""
-        slot = heapq.heappop(self._free)
-        self._used[slot] = 0
+        slot = heapq.heappop(self._free_slots)
+        for group in self._groups.values():
+            group.tables[slot] = _Table()
         return slot
 
-    def close(self, slot: int) -> None:
-        used = self._used.pop(slot)
-        for store in self._stores:  # the next one must not even meet a NaN of this one (see _Store)
-            store.k[slot : slot + 1, :, :used].zero_()
-            store.v[slot : slot + 1, :, :used].zero_()
-        heapq.heappush(self._free, slot)
+    def close(self, slot: int, *, sound: bool = True) -> None:
+        for group in self._groups.values():
+            group.close(slot, sound)
+        heapq.heappush(self._free_slots, slot)
 
-    def reserve(self, slot: int, tokens: int) -> None:
-        self._used[slot] = max(tokens, self._used[slot])
-        if slot < self._slots and tokens <= self._tokens:
-            return
-        # Doubling copies a token about once on average.
-        if slot >= self._slots:
-            self._slots = min(max(slot + 1, 2 * self._slots), self.max_slots)
-        if tokens > self._tokens:
-            self._tokens = min(max(tokens, 2 * self._tokens, INITIAL_TOKENS), self.max_context)
-        for store in self._stores:
-            store.resize(self._slots, self._tokens)
+    def adopt(self, slot: int, keys: Sequence[bytes], limit: int) -> int:
+        count = min(len(keys), limit // BLOCK)
+        full = self._groups.get(None)
+        if full is not None:
+            count = next((i for i in range(count) if not full.pool.has(keys[i])), count)
+        while count and not all(group.holds(keys, count) for group in self._groups.values() if group is not full):
+            count -= 1
+        for group in self._groups.values():
+            group.adopt(slot, keys, count)
+        return count * BLOCK
+
+    def fits(self, slot: int, tokens: int) -> bool:
+        return all(
+            group.missing(slot, tokens) <= group.pool.free for group in self._groups.values() if group.window is None
+        )
+
+    def reserve(self, slot: int, tokens: int) -> bool:
+        groups = self._groups.values()
+        if any(group.missing(slot, tokens) > group.pool.free for group in groups):
+            return False
+        for group in groups:
+            group.grow(slot, tokens)
+        return True
+
+    def commit(self, slot: int, tokens: int, keys: Sequence[bytes]) -> None:
+        for group in self._groups.values():
+            group.commit(slot, tokens, keys)
+
+    def forget_prefixes(self) -> None:
+        """No text is found any more; running ones are not touched."""
+        for pool in self.pools:
+            pool.forget_all()
 
     def group(self, layer: int) -> Hashable:
-        return self._stores[layer].group
+        return (self._group_of[layer].window, self._layers[layer].heads)
 
-    def visible(self, layer: int, tokens: int) -> int:
-        return min(tokens, self._stores[layer].limit)
-
-    def places(self, layer: int, spans: Sequence[tuple[int, int, int]]) -> Places:
-        store = self._stores[layer]
+    def places(self, layer: int, spans: Sequence[tuple[int, int, int]]) -> Tensor:
+        storage, tables = self._layers[layer], self._group_of[layer].tables
         rows: list[int] = []
-        entries: list[int] = []  # slot · K · capacity + place, that of head 0
-        row = 0
         for slot, first, stop in spans:
-            kept = max(first, stop - store.capacity)  # of more tokens than there is room for, the last ones
-            base = slot * store.heads * store.capacity
-            rows.extend(range(row + kept - first, row + stop - first))
-            entries.extend(base + position % store.capacity for position in range(kept, stop))
-            row += stop - first
-        device = store.k.device
-        index = torch.tensor(entries, device=device)
-        if store.heads > 1:
-            heads = torch.arange(store.heads, device=device).mul_(store.capacity)
+            blocks = tables[slot].blocks
+            rows.extend(blocks[position // BLOCK] * BLOCK + position % BLOCK for position in range(first, stop))
+        index = torch.tensor(rows, device=storage.k.device)
+        if storage.heads > 1:
+            heads = torch.arange(storage.heads, device=index.device).mul_(storage.rows)
             index = (heads.unsqueeze(1) + index).flatten()
-        return Places(None if len(rows) == row else torch.tensor(rows, device=device), index)
+        return index
 
-    def append(self, layer: int, places: Places, k_1KTE: Tensor, v_1KTE: Tensor) -> None:
-        store = self._stores[layer]
-        if places.rows is not None:
-            k_1KTE, v_1KTE = k_1KTE.index_select(2, places.rows), v_1KTE.index_select(2, places.rows)
-        for stored, new in ((store.k, k_1KTE), (store.v, v_1KTE)):
-            stored.view(-1, stored.shape[-1]).index_copy_(0, places.index, new.reshape(-1, stored.shape[-1]))
+    def append(self, layer: int, places: Tensor, k_1KTE: Tensor, v_1KTE: Tensor) -> None:
+        self._layers[layer].write(places, k_1KTE, v_1KTE)
 
-    def past(self, layer: int, slot: int, first: int, stop: int) -> tuple[Tensor, Tensor]:
-        store = self._stores[layer]
-        a = first % store.capacity
-        b = a + stop - first
-        if b <= store.capacity:
-            return store.k[slot, :, a:b], store.v[slot, :, a:b]
-        k, v, wrapped = store.k[slot], store.v[slot], b - store.capacity
-        return torch.cat((k[:, a:], k[:, :wrapped]), 1), torch.cat((v[:, a:], v[:, :wrapped]), 1)
+    def ranges(self, layer: int, slot: int, first: int, stop: int) -> Ranges:
+        blocks = self._group_of[layer].tables[slot].blocks
+        found: Ranges = []
+        for i in range(first // BLOCK, blocks_for(stop)):
+            a = blocks[i] * BLOCK + max(0, first - i * BLOCK)
+            b = blocks[i] * BLOCK + min(BLOCK, stop - i * BLOCK)
+            if found and found[-1][1] == a:
+                found[-1] = (found[-1][0], b)
+            else:
+                found.append((a, b))
+        return found
 
-    def gather(self, layer: int, first_slot: int, slots: int, tokens: int) -> tuple[Tensor, Tensor]:
-        store = self._stores[layer]
-        rows = slice(first_slot, first_slot + slots)
-        return store.k[rows, :, :tokens], store.v[rows, :, :tokens]
+    def spare(self, layer: int, slot: int, tokens: int) -> int:
+        group = self._group_of[layer]
+        if group.window is not None:
+            return 0  # a block that the window slid past is not wiped
+        blocks, refs = group.tables[slot].blocks, group.pool.refs
+        behind = blocks[-1] + 1
+        while behind < len(refs) and behind - blocks[-1] <= PADDED_BLOCKS and not refs[behind]:
+            behind += 1
+        return len(blocks) * BLOCK - tokens + (behind - blocks[-1] - 1) * BLOCK
+
+    def read(self, layer: int, ranges: Ranges) -> tuple[Tensor, Tensor]:
+        return self._layers[layer].read(ranges)
+
+    def read_rows(self, layer: int, first: int, step: int, count: int, rows: int) -> tuple[Tensor, Tensor]:
+        return self._layers[layer].read_rows(first, step, count, rows)
 
     def bytes(self) -> int:
-        """All that is allocated, whether open slots use it or not."""
-        return sum(store.k.nbytes + store.v.nbytes for store in self._stores)
+        """Of the blocks that were ever used: the others have no memory behind them yet (on a CPU)."""
+        return sum(
+            group.pool.touched * sum(layer.bytes_per_block for layer in group.layers) for group in self._groups.values()
+        )

@@ -8,153 +8,183 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dacheng.engine.cache import KVCache, Places
+from dacheng.engine.cache import KVCache
 from dacheng.engine.step_plan import Chunk, StepPlan
+from dacheng.engine.storage import Ranges
 from dacheng.nn.contexts import AttentionLayer, attention, causal_mask
 
+FEW = 32  # rows of a chunk: drafts to be checked, the end of a prompt behind a cached beginning
 # A single token attends together with its neighbours while padding it costs less than a call of its own.
 WORTH_PADDING = 128  # tokens; measured on a 256-wide model: at 260 it loses 10%, at 0 it wins 15%
 
 
 @dataclass(slots=True)
-class _Run:
-    """Single tokens of neighbouring slots, in rows `row` and on of the step; `tokens`: the length of each request."""
+class Run:
+    """Single tokens, in rows `row` and on of the step, that attend in one call: what each looks at is one stretch of
+    rows of the cache, `step` rows behind that of the one before. lengths: how many rows of them are its own."""
 
     row: int
-    slot: int
-    tokens: list[int]
+    first: int
+    step: int
+    lengths: list[int]
+    spare: int  # the fewest rows that any of them could be padded to
 
-    def takes(self, slot: int, tokens: int) -> bool:
-        return (
-            slot == self.slot + len(self.tokens)
-            and abs(tokens - min(self.tokens)) <= WORTH_PADDING
-            and abs(tokens - max(self.tokens)) <= WORTH_PADDING
-        )
+    def takes(self, first: int, length: int, spare: int) -> bool:
+        count = len(self.lengths)
+        step = first - self.first if count == 1 else self.step
+        longest, shortest = max(*self.lengths, length), min(*self.lengths, length)
+        if step <= 0 or first != self.first + count * step or longest - shortest > WORTH_PADDING:
+            return False
+        return longest <= min(self.spare, length + spare)
+
+    def take(self, first: int, length: int, spare: int) -> None:
+        self.step = first - self.first if len(self.lengths) == 1 else self.step
+        self.lengths.append(length)
+        self.spare = min(self.spare, length + spare)
 
 
 @dataclass(frozen=True, slots=True)
-class _Padded:
-    """What a run looks at in one group of layers: `entries` of each slot, and which of them are there."""
+class _Scattered:
+    """A single token whose past lies in several places."""
 
-    run: _Run
-    entries: int
-    mask: Tensor | None  # additive (n, 1, 1, entries)
+    row: int
+    ranges: Ranges
 
 
 @dataclass(frozen=True, slots=True)
 class _Group:
     """What the layers that store alike share in a step."""
 
-    places: Places
-    runs: list[_Padded]
+    places: Tensor
+    singles: list[tuple[Run, Tensor | None] | _Scattered]  # in order of their rows; with an additive mask (n, 1, 1, S)
+    chunks: list[tuple[int, Chunk, Ranges]]  # first row
 
 
 class CachedContext:
     """The context of one step (see dacheng.nn.contexts.Context): B = 1, T = all tokens of the plan.
 
-    Single tokens are written first and then attend together over the cache, padded to the longest of their run. A chunk
-    attends over its past, taken from the cache, and itself. Masks and places are made once for all layers of a group.
+    The step is written first; then each token attends over the cache. Single tokens that lie at equal distances attend
+    together, padded to the longest of their run, others one by one, and chunks with a mask. Where everything lies, and
+    the masks, are found once for all layers of a group.
     """
 
     def __init__(self, cache: KVCache, plan: StepPlan) -> None:
         self.cache, self.plan = cache, plan
         self._spans = [(chunk.request.slot, chunk.start, chunk.stop) for chunk in plan.chunks]
-        self._runs: list[_Run] = []
-        self._chunks: list[tuple[int, Chunk]] = []  # first row, chunk
         self._groups: dict[Hashable, _Group] = {}
         self._chunk_masks: dict[tuple[int, int | None], Tensor] = {}
-        row = 0
-        for chunk in plan.chunks:
-            if chunk.count > 1:
-                self._chunks.append((row, chunk))
-            elif self._runs and self._runs[-1].takes(chunk.request.slot, chunk.stop):
-                self._runs[-1].tokens.append(chunk.stop)
-            else:
-                self._runs.append(_Run(row, chunk.request.slot, [chunk.stop]))
-            row += chunk.count
 
     def attend(self, layer: AttentionLayer, q_BHTE: Tensor, k_BKTE: Tensor, v_BKTE: Tensor) -> Tensor:
-        # A chunk takes its past before the step is written: in a window layer its last tokens overwrite the first ones
-        # that its own first tokens still look at.
-        keys = [self._chunk_keys(layer, row, chunk, k_BKTE, v_BKTE) for row, chunk in self._chunks]
         group = self._group(layer, q_BHTE)
         self.cache.append(layer.index, group.places, k_BKTE, v_BKTE)
         q_TH1E = q_BHTE.permute(2, 1, 0, 3)
-        parts = [self._attend_run(layer, padded, q_TH1E) for padded in group.runs]
-        parts += [
-            self._attend_chunk(layer, row, chunk, q_BHTE, k, v) for (row, chunk), (k, v) in zip(self._chunks, keys)
-        ]
+        parts = [self._attend_single(layer, single, q_TH1E) for single in group.singles]
+        parts += [self._attend_chunk(layer, *chunk, q_BHTE, k_BKTE, v_BKTE) for chunk in group.chunks]
         out_TH1E = parts[0] if len(parts) == 1 else torch.cat(parts)
         return out_TH1E.permute(2, 1, 0, 3)
 
     def preceding(self, tokens: Tensor, distance: int) -> Tensor:
         """(1, T): of each token of the step, the one `distance` places before it in its request, or -1."""
         before = [
-            chunk.request.known[position - distance] if position >= distance else -1
-            for chunk in self.plan.chunks
+            text[position - distance] if position >= distance else -1
+            for chunk, text in ((chunk, chunk.text) for chunk in self.plan.chunks)
             for position in range(chunk.start, chunk.stop)
         ]
         return torch.tensor([before], device=tokens.device)
 
     def _group(self, layer: AttentionLayer, like: Tensor) -> _Group:
         key = self.cache.group(layer.index)
-        group = self._groups.get(key)
-        if group is None:
-            runs = []
-            for run in self._runs:
-                visible = [self.cache.visible(layer.index, tokens) for tokens in run.tokens]
-                runs.append(_Padded(run, max(visible), _padding_mask(visible, like)))
-            group = self._groups[key] = _Group(self.cache.places(layer.index, self._spans), runs)
-        return group
+        if key not in self._groups:
+            singles: list[Run | _Scattered] = []
+            chunks: list[tuple[int, Chunk, Ranges]] = []
+            row = 0
+            for chunk in self.plan.chunks:
+                ranges = self.cache.ranges(
+                    layer.index, chunk.request.slot, _first_visible(layer, chunk.start), chunk.stop
+                )
+                if chunk.count > 1:
+                    chunks.append((row, chunk, ranges))
+                else:
+                    self._place(singles, row, ranges, self.cache.spare(layer.index, chunk.request.slot, chunk.stop))
+                row += chunk.count
+            masked = [(one, _padding_mask(one.lengths, like)) if isinstance(one, Run) else one for one in singles]
+            self._groups[key] = _Group(self.cache.places(layer.index, self._spans), masked, chunks)
+        return self._groups[key]
 
-    def _attend_run(self, layer: AttentionLayer, padded: _Padded, q_TH1E: Tensor) -> Tensor:
-        """One token of each slot: the slots are the batch -> (n, H, 1, E)."""
-        run = padded.run
-        count = len(run.tokens)
-        k, v = self.cache.gather(layer.index, run.slot, count, padded.entries)
-        return attention(q_TH1E[run.row : run.row + count], k, v, padded.mask, False, layer)
+    @staticmethod
+    def _place(singles: list[Run | _Scattered], row: int, ranges: Ranges, spare: int) -> None:
+        if len(ranges) > 1:
+            singles.append(_Scattered(row, ranges))
+            return
+        first, stop = ranges[0]
+        last = singles[-1] if singles else None
+        if isinstance(last, Run) and last.takes(first, stop - first, spare):
+            last.take(first, stop - first, spare)
+        else:
+            singles.append(Run(row, first, 0, [stop - first], stop - first + spare))
 
-    def _chunk_keys(
-        self, layer: AttentionLayer, row: int, chunk: Chunk, k_BKTE: Tensor, v_BKTE: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Everything that the tokens of a chunk may look at: the past that is visible to its first one, and itself."""
-        rows = slice(row, row + chunk.count)
-        k, v = k_BKTE[:, :, rows], v_BKTE[:, :, rows]
-        first = self._first_visible(layer, chunk)
-        if first == chunk.start:
-            return k, v
-        past_k, past_v = self.cache.past(layer.index, chunk.request.slot, first, chunk.start)
-        return torch.cat((past_k.unsqueeze(0), k), 2), torch.cat((past_v.unsqueeze(0), v), 2)
+    def _attend_single(
+        self, layer: AttentionLayer, single: tuple[Run, Tensor | None] | _Scattered, q_TH1E: Tensor
+    ) -> Tensor:
+        """One token of each request: the requests are the batch -> (n, H, 1, E)."""
+        if isinstance(single, _Scattered):
+            k_KSE, v_KSE = self.cache.read(layer.index, single.ranges)
+            return attention(q_TH1E[single.row : single.row + 1], k_KSE[None], v_KSE[None], None, False, layer)
+        run, mask = single
+        count = len(run.lengths)
+        k, v = self.cache.read_rows(layer.index, run.first, run.step, count, max(run.lengths))
+        return attention(q_TH1E[run.row : run.row + count], k, v, mask, False, layer)
 
     def _attend_chunk(
-        self, layer: AttentionLayer, row: int, chunk: Chunk, q_BHTE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor
+        self,
+        layer: AttentionLayer,
+        row: int,
+        chunk: Chunk,
+        ranges: Ranges,
+        q_BHTE: Tensor,
+        k_BKTE: Tensor,
+        v_BKTE: Tensor,
     ) -> Tensor:
         """Several tokens of one request -> (T, H, 1, E)."""
-        q = q_BHTE[:, :, row : row + chunk.count]
+        rows = slice(row, row + chunk.count)
+        q = q_BHTE[:, :, rows]
         window = None if layer.window is None or layer.window >= chunk.stop else layer.window
-        first = self._first_visible(layer, chunk)
-        if window is None and first == chunk.start:
-            out = attention(q, k_BKSE, v_BKSE, None, True, layer)
+        if window is None and chunk.start == 0:
+            out = attention(q, k_BKTE[:, :, rows], v_BKTE[:, :, rows], None, True, layer)
         else:
             key = (chunk.request.slot, window)
             if key not in self._chunk_masks:
                 queries = torch.arange(chunk.start, chunk.stop, device=q.device)
-                keys = torch.arange(first, chunk.stop, device=q.device)
+                keys = torch.arange(_first_visible(layer, chunk.start), chunk.stop, device=q.device)
                 self._chunk_masks[key] = _additive(causal_mask(queries, keys, window)[None, None], q.dtype)
-            out = attention(q, k_BKSE, v_BKSE, self._chunk_masks[key], False, layer)
+            k_KSE, v_KSE = self.cache.read(layer.index, ranges)
+            out = _attention_of_few(q, k_KSE[None], v_KSE[None], self._chunk_masks[key], layer)
         return out.permute(2, 1, 0, 3)
 
-    @staticmethod
-    def _first_visible(layer: AttentionLayer, chunk: Chunk) -> int:
-        return 0 if layer.window is None else max(0, chunk.start - layer.window + 1)
+
+def _first_visible(layer: AttentionLayer, position: int) -> int:
+    return 0 if layer.window is None else max(0, position - layer.window + 1)
 
 
-def _padding_mask(visible: list[int], like: Tensor) -> Tensor | None:
+def _attention_of_few(
+    q_1HTE: Tensor, k_1KSE: Tensor, v_1KSE: Tensor, mask_11TS: Tensor, layer: AttentionLayer
+) -> Tensor:
+    """The heads of a group become rows over the same keys, where there are few rows: that saves repeating the cache."""
+    _, H, T, E = q_1HTE.shape
+    K = k_1KSE.shape[1]
+    if H == K or T > FEW or layer.sinks is not None:
+        return attention(q_1HTE, k_1KSE, v_1KSE, mask_11TS, False, layer)
+    q = q_1HTE.reshape(1, K, H // K * T, E)
+    out = attention(q, k_1KSE, v_1KSE, mask_11TS.repeat(1, 1, H // K, 1), False, layer)
+    return out.reshape(1, H, T, out.shape[-1])
+
+
+def _padding_mask(lengths: list[int], like: Tensor) -> Tensor | None:
     """(n, 1, 1, S), or None where all are as long: a lone decode never pays for a mask."""
-    if min(visible) == max(visible):
+    if min(lengths) == max(lengths):
         return None
-    lengths = torch.tensor(visible, device=like.device)
-    allowed = torch.arange(max(visible), device=like.device) < lengths.unsqueeze(1)
+    own = torch.tensor(lengths, device=like.device)
+    allowed = torch.arange(max(lengths), device=like.device) < own.unsqueeze(1)
     return _additive(allowed[:, None, None], like.dtype)
 
 

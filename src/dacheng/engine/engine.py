@@ -4,55 +4,43 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Generator, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from functools import cached_property
+from typing import cast
 
 import torch
 
-from dacheng.engine.boundary import Encodes, encode_pair, encode_prompt
-from dacheng.engine.cache import SlotCache
+from dacheng.engine.blocks import root_key
+from dacheng.engine.cache import PagedCache
+from dacheng.engine.capacity import cache_capacity
 from dacheng.engine.executor import Eager, Executor, StepResult
+from dacheng.engine.faces import Faces, Tokenizer
+from dacheng.engine.grammar import GrammarCompiler, Vocabulary
+from dacheng.engine.output import StepOutput
 from dacheng.engine.params import check_params
-from dacheng.engine.readings import Embedding, Reading, Scoring
+from dacheng.engine.readings import Reading
 from dacheng.engine.request import Request, Status
-from dacheng.engine.sampler import Choice, SamplerState, sample
+from dacheng.engine.sampler import Choice, SamplerState, prompt_logprobs, sample
 from dacheng.engine.scheduler import Scheduler
-from dacheng.engine.step_plan import StepPlan
-from dacheng.engine.stops import OutputText, StreamDecoder
+from dacheng.engine.speculation import Speculation
+from dacheng.engine.step_plan import Chunk, StepPlan
+from dacheng.engine.stops import OutputText
 from dacheng.errors import DachengError, UsageError
 from dacheng.models.decoder import Decoder
-from dacheng.protocols import Completion, SamplingParams
 
-Prompt = str | Sequence[int]
-
-
-class Tokenizer(Encodes, Protocol):
-    """What the engine asks of dacheng.text.Tokenizer."""
-
-    vocab_size: int
-
-    def stream_decoder(self) -> StreamDecoder: ...
+__all__ = ["Engine", "StepOutput", "Tokenizer"]
 
 
-@dataclass(slots=True)
-class StepOutput:
-    """What one step added to one request. `text` is what may be shown now; it can lag behind the tokens."""
-
-    request_id: int
-    token_ids: list[int] = field(default_factory=list)
-    text: str = ""
-    logprobs: list[float] | None = None
-    finish_reason: str | None = None
-
-
-class Engine:
+class Engine(Faces):
     """Continuous batching over one model (a dacheng.protocols.LanguageModel).
 
     model: a decoder with traits, cache_spec() and head(). tokenizer: None for work on token ids alone. max_batch:
     requests that run together. max_tokens_per_step: the budget of a step, so the longest a running request waits for a
-    prompt of another. max_context: tokens of one request, prompt included; the model's own by default. seed: of the
-    seeds of requests that bring none.
+    prompt of another. max_context: tokens of one request, prompt included; the model's own by default. cache_tokens or
+    cache_bytes: how many tokens' keys and values are kept, of all requests together; by default what max_batch requests
+    of max_context need, but no more than a share of the memory that is free (see capacity.py). prefix_cache: whether a
+    text that begins like an earlier one finds that beginning computed. speculate: tokens that are guessed for a request
+    in one step, at most, while that pays (see speculation.py); 0 is off. seed: of the seeds of requests that bring
+    none.
 
     Requests may be added and cancelled between any two steps. Everything that came of one stays on the Request, so
     `generate`, `stream` and a caller's own loop over `step` may share an engine (not threads: one thread drives it).
@@ -67,6 +55,10 @@ class Engine:
         max_batch: int = 16,
         max_tokens_per_step: int = 512,
         max_context: int | None = None,
+        cache_tokens: int | None = None,
+        cache_bytes: int | None = None,
+        prefix_cache: bool = True,
+        speculate: int = 0,
         executor: Executor | None = None,
         seed: int = 0,
     ) -> None:
@@ -80,22 +72,28 @@ class Engine:
                 value=max_context,
                 remedy=f"from 2 to {traits.longest_text}",
             )
-        self.model, self.tokenizer = model, tokenizer
+        self.model, self.tokenizer, self.prefix_cache = model, tokenizer, prefix_cache
         # Rows past the tokenizer's vocabulary (padding of the matrix) mean nothing and are never sampled.
         self.vocab_size = traits.vocab_size if tokenizer is None else min(traits.vocab_size, tokenizer.vocab_size)
-        weights = next(model.parameters())
-        self.cache = SlotCache(
-            model.cache_spec(),
-            max_slots=max_batch,
-            max_context=self.max_context,
+        self.executor = Eager(model) if executor is None else executor
+        weights, spec = next(model.parameters()), model.cache_spec()
+        wanted = max(1, max_batch) * self.max_context
+        self.cache = PagedCache(
+            spec,
+            max_slots=max(1, max_batch),
+            max_tokens=cache_capacity(
+                spec, weights.dtype.itemsize, wanted=wanted, tokens=cache_tokens, bytes_=cache_bytes
+            ),
+            max_step=max_tokens_per_step,
             dtype=weights.dtype,
             device=weights.device,
         )
         self.scheduler = Scheduler(
             self.cache, max_batch=max_batch, max_tokens_per_step=max_tokens_per_step, max_context=self.max_context
         )
-        self.executor = Eager(model) if executor is None else executor
+        self.speculation = Speculation(speculate)
         self.metrics: Counter[str] = Counter()
+        self.weights_version = 0
         self._requests: dict[int, Request] = {}  # those that are not finished
         self._added = 0
         self._seeds = torch.Generator().manual_seed(seed)
@@ -106,22 +104,35 @@ class Engine:
         Raises DachengError for a prompt that can never fit or has ids outside the vocabulary, UsageError for sampling
         parameters out of range; the engine is then as it was.
         """
-        self._check(request)
+        self.check(request)
         if not isinstance(request, Reading):
             self._prepare(request)
         request.id, request.added_at = self._added, time.perf_counter()
+        # Without a prefix cache each request is a tenant of its own.
+        salt = request.salt if self.prefix_cache else f"{request.id}"
+        request.key_root = root_key(salt, "", str(self.weights_version))
         self._added += 1
         self._requests[request.id] = request
         self.scheduler.add(request)
         return request.id
 
     def cancel(self, request_id: int) -> bool:
-        """Ends a request, waiting or running, and frees its slot. False when it is not there (any more)."""
+        """Ends a request, waiting or running, and frees its blocks. False when it is not there (any more)."""
         request = self._requests.get(request_id)
         if request is None:
             return False
         self._finish(request, "cancelled")
         return True
+
+    def end(self, reason: str, error: DachengError | None = None, *, running: bool = False) -> list[StepOutput]:
+        """Ends every request, or all that are running: "cancelled", or "error" where steps keep raising."""
+        ended = self.scheduler.running if running else self._requests.values()
+        return [self._finish(request, reason, error=error) for request in list(ended)]
+
+    def weights_changed(self) -> None:
+        """What was computed with the weights as they were is found by no request that is added from now on."""
+        self.weights_version += 1
+        self.cache.forget_prefixes()
 
     @property
     def has_work(self) -> bool:
@@ -131,92 +142,143 @@ class Engine:
         """One forward, in which every request that has its turn comes nearer to its next token.
 
         A request for which the model gives no distribution (a NaN) is finished with reason "error"; it is the only one
-        that suffers. When the executor raises, the requests of the step are computed anew from the next step on.
+        that suffers. When the executor raises, nothing has happened: the next step tries again.
         """
+        outputs = self._expire()
+        self.speculation.propose(self.scheduler.running, self.scheduler.max_tokens_per_step)
         plan = self.scheduler.schedule()
         if not plan:
-            return []
+            return outputs
         started = time.perf_counter()
-        try:
-            result = self.executor.run(plan, self.cache)
-        except BaseException:
-            plan.restart()
-            raise
-        self.metrics.update({"steps": 1, "tokens_computed": plan.tokens, "run_s": time.perf_counter() - started})
-        return self._postprocess(plan, result)
+        result = self.executor.run(plan, self.cache)
+        seconds = time.perf_counter() - started
+        self.metrics.update({"steps": 1, "tokens_computed": plan.tokens, "run_s": seconds})
+        self.scheduler.commit(plan)
+        outputs += self._read(plan, result)
+        written = self._write(plan, result)
+        if plan.decodes and written:
+            self.speculation.note(seconds, len(written), sum(len(o.token_ids) for o in written), plan.drafted > 0)
+        return outputs + written
 
-    def _postprocess(self, plan: StepPlan, result: StepResult) -> list[StepOutput]:
-        """Samples, takes the plan's tokens as computed, and hands each request what came of its chunk."""
-        choices = iter(self._sample(plan, result))
-        plan.commit()
+    def _expire(self) -> list[StepOutput]:
+        now = time.monotonic()
+        late = [r for r in self._requests.values() if r.deadline is not None and r.deadline <= now]
+        return [self._finish(request, "deadline") for request in late]
+
+    def _read(self, plan: StepPlan, result: StepResult) -> list[StepOutput]:
+        """Hands what was computed to those that only read."""
         outputs = []
         for chunk, rows in plan.rows():
             request = chunk.request
             if isinstance(request, Reading):
                 sound = request.read(chunk.logit_rows, result.logits[rows], result.hidden_sums.get(request.id))
+                request.sound = sound
                 if not sound or not request.pending:
+                    self.metrics["prompt_tokens"] += len(request.prompt_token_ids)
                     outputs.append(self._finish(request, "stop" if sound else "error"))
-            elif chunk.logit_rows:
-                choice = next(choices)
-                outputs.append(self._advance(request, choice) if choice else self._finish(request, "error"))
         return outputs
 
-    def _sample(self, plan: StepPlan, result: StepResult) -> list[Choice | None]:
-        """One token for each generating request that asked for logits, in plan order."""
-        asked = [(c.request, rows) for c, rows in plan.rows() if c.logit_rows and not isinstance(c.request, Reading)]
-        if not asked:
-            return []
-        logits = result.logits[:, : self.vocab_size]
-        if len(asked) < len(logits):
-            logits = torch.cat([logits[rows] for _, rows in asked])
-        return sample(logits, [request.sampler for request, _ in asked if request.sampler is not None])
+    def _write(self, plan: StepPlan, result: StepResult) -> list[StepOutput]:
+        """The next token of each generating request that asked for logits, in plan order, and, while a token is the one
+        that was guessed, the one after it."""
+        asked: list[tuple[Chunk, int]] = []  # and the row of its last known token
+        for chunk, rows in plan.rows():
+            request = chunk.request
+            if isinstance(request, Reading) or not chunk.logit_rows:
+                continue
+            if request.wants_prompt_logprobs:
+                self._read_prompt(request, chunk, result.logits[rows, : self.vocab_size])
+            if chunk.stop >= len(request.known):
+                asked.append((chunk, rows.start + len(request.known) - 1 - chunk.logit_rows.start))
+        outputs: dict[int, StepOutput] = {}
+        live, depth = asked, 0
+        while live:
+            logits = result.logits[:, : self.vocab_size]
+            if [row + depth for _, row in live] != list(range(len(logits))):
+                logits = logits[[row + depth for _, row in live]]
+            choices = sample(logits, [chunk.request.sampler for chunk, _ in live if chunk.request.sampler is not None])
+            going_on = []
+            for (chunk, row), choice in zip(live, choices):
+                request = chunk.request
+                output = outputs.setdefault(request.id, StepOutput(request.id))
+                refusal = request.sampler.refusal if request.sampler is not None else None
+                if choice is None or refusal is not None:
+                    self._finish(request, "error", output, refusal)
+                elif self._advance(request, choice, output) and chunk.drafts[depth : depth + 1] == (choice.token_id,):
+                    request.computed += 1  # its keys and values are in the cache already
+                    going_on.append((chunk, row))
+            live, depth = going_on, depth + 1
+        for chunk, _ in asked:
+            drafted, accepted = len(chunk.drafts), max(0, len(outputs[chunk.request.id].token_ids) - 1)
+            self.metrics.update({"tokens_drafted": drafted, "tokens_accepted": accepted})
+            self.speculation.learn(chunk.request, drafted, accepted)
+        return list(outputs.values())
 
-    def _advance(self, request: Request, choice: Choice) -> StepOutput:
-        """Gives a request its next token, and ends it when that was the last."""
+    @staticmethod
+    def _read_prompt(request: Request, chunk: Chunk, logits_RV: torch.Tensor) -> None:
+        assert request.params.prompt_logprobs is not None
+        if request.prompt_logprobs is None:
+            request.prompt_logprobs = [None]
+        targets = request.prompt_token_ids[chunk.start + 1 : chunk.stop + 1]
+        request.prompt_logprobs += prompt_logprobs(logits_RV[: len(targets)], targets, request.params.prompt_logprobs)
+
+    def _advance(self, request: Request, choice: Choice, output: StepOutput) -> bool:
+        """Gives a request its next token, and ends it when that was the last: then False."""
         token, params = choice.token_id, request.params
         if request.first_token_at is None:
             request.first_token_at = time.perf_counter()
+            output.prompt_logprobs, output.cached_tokens = request.prompt_logprobs, request.cached_tokens
+            self.metrics["prompt_tokens"] += len(request.prompt_token_ids)
         request.known.append(token)
+        request.sound = True
         request.near_ties += choice.near_tie
         self.metrics.update({"tokens_generated": 1, "near_ties": choice.near_tie})
         assert request.sampler is not None
         request.sampler.note(token)
-        output = StepOutput(request.id, [token])
+        output.token_ids.append(token)
         if choice.logprob is not None:
             request.logprobs.append(choice.logprob)
-            output.logprobs = [choice.logprob]
+            output.logprobs = [*(output.logprobs or []), choice.logprob]
+        if choice.top_logprobs is not None:
+            request.top_logprobs.append(choice.top_logprobs)
+            output.top_logprobs = [*(output.top_logprobs or []), choice.top_logprobs]
         ended = token in request.end_ids
         if request.text is not None and not ended:
-            output.text = request.text.push(token)
+            output.text += request.text.push(token, may_stop=len(request.token_ids) >= params.min_tokens)
             ended = request.text.stopped
-        if ended:
-            return self._finish(request, "stop", output)
-        if len(request.token_ids) >= params.max_tokens or len(request.known) >= self.max_context:
-            return self._finish(request, "length", output)
-        return output
+        if ended or request.sampler.is_done:
+            self._finish(request, "stop", output)
+        elif request.tokens_left <= 0 or len(request.known) >= self.scheduler.longest:
+            self._finish(request, "length", output)
+        return not request.finished
 
-    def _finish(self, request: Request, reason: str, output: StepOutput | None = None) -> StepOutput:
+    def _finish(
+        self, request: Request, reason: str, output: StepOutput | None = None, error: DachengError | None = None
+    ) -> StepOutput:
         self.scheduler.drop(request)
         del self._requests[request.id]
         self.metrics[f"finished_{reason}"] += 1
+        output = StepOutput(request.id) if output is None else output
         if reason == "error":
-            request.error = DachengError(
+            request.error = output.error = error or DachengError(
                 "the model gave no distribution: its output is not finite",
                 field="request",
                 value=request.id,
                 remedy="check the weights for NaN and, in a narrow dtype, for overflow",
             )
-        output = StepOutput(request.id) if output is None else output
         output.text += request.finish(reason)
         output.finish_reason = reason
         return output
 
-    def _check(self, request: Request) -> None:
+    def check(self, request: Request) -> None:
+        """Raises what `add` would."""
         if request.status is not Status.NEW:
             raise UsageError(
                 "a request is added once", field="status", value=request.status.value, remedy="make a new Request"
             )
         check_params(request.params, self.vocab_size)
+        if request.params.grammar is not None:
+            self.grammars.matcher(request.params.grammar)  # kept: the second time it costs nothing
         self.scheduler.check(request)
         for token in (min(request.prompt_token_ids), max(request.prompt_token_ids)):
             if not 0 <= token < self.model.traits.vocab_size:
@@ -240,98 +302,30 @@ class Engine:
                 request.end_ids |= {self.tokenizer.eos_id}
         drawn = int(torch.randint(2**63 - 1, (), generator=self._seeds))  # drawn always: a seed of one moves no other
         seed = drawn if params.seed is None else params.seed
-        request.sampler = SamplerState(params, seed, self.vocab_size, request.prompt_token_ids)
+        matcher = None if params.grammar is None else self.grammars.matcher(params.grammar)
+        request.sampler = SamplerState(
+            params, seed, self.vocab_size, request.prompt_token_ids, request.end_ids, matcher
+        )
 
-    def _encode(self, prompt: Prompt) -> list[int]:
-        """Ids of a prompt. A text begins as texts of the family do; ids are taken as they are."""
-        return encode_prompt(self._tokenizer_for("text"), prompt) if isinstance(prompt, str) else list(prompt)
-
-    def _tokenizer_for(self, what: str) -> Tokenizer:
+    @cached_property
+    def grammars(self) -> GrammarCompiler:
+        """Raises UsageError without a tokenizer, MissingExtra without llguidance."""
         if self.tokenizer is None:
-            raise UsageError(f"{what} needs a tokenizer", field="tokenizer", value=None, remedy="give the engine one")
-        return self.tokenizer
+            raise UsageError("grammars need a tokenizer", field="grammar", value=None, remedy="give the engine one")
+        return GrammarCompiler(cast(Vocabulary, self.tokenizer))
 
-    # The faces of dacheng.protocols.LanguageModel
-
-    def generate(
-        self, prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
-    ) -> list[Completion]:
-        """One completion per prompt, in order. A prompt is text or token ids; params: one for all, or one each.
-
-        Raises as `add` does, and DachengError when the model breaks (NaN); then nothing of this call stays behind.
-        """
-        if params is None or isinstance(params, SamplingParams):
-            params = [params or SamplingParams()] * len(prompts)
-        if isinstance(prompts, str) or len(params) != len(prompts):
-            raise UsageError(
-                "prompts and params must be sequences of one length",
-                field="params",
-                value=len(params),
-                remedy=f"give one SamplingParams, or {len(prompts)}",
-            )
-        requests = [Request(self._encode(prompt), own) for prompt, own in zip(prompts, params)]
-        self._run(requests)
-        return [request.completion() for request in requests]
-
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Generator[str, None, Completion]:
-        """Pieces of text as they may be shown; together they are the text that `generate` returns. The generator's
-        return value is the Completion. Closing it cancels the request; other requests go on in its steps."""
-        request = Request(self._encode(prompt), params or SamplingParams())
-        self._check(request)  # now, not when the first piece is asked for
-        self._tokenizer_for("streaming text")
-        return self._stream(request)
-
-    def _stream(self, request: Request) -> Generator[str, None, Completion]:
-        shown = 0
-        self.add(request)
-        try:
-            while True:
-                assert request.text is not None
-                while shown < len(request.text.pieces):  # others may step the engine while this one is suspended
-                    shown += 1
-                    yield request.text.pieces[shown - 1]
-                if request.error is not None:
-                    raise request.error
-                if request.finished:
-                    return request.completion()
-                self.step()
-        finally:
-            self.cancel(request.id)
-
-    def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
-        """For each (context, continuation): the sum of the continuation's log-probabilities in nats, and whether greedy
-        decoding would produce it. Where one ends and the other begins: boundary.encode_pair; how often tokens crossed
-        is counted in metrics (boundary_exact, boundary_moved, boundary_split).
-
-        Raises DachengError when a pair does not fit the context: nothing is truncated.
-        """
-        tokenizer = self._tokenizer_for("loglikelihood")
-        encoded = [encode_pair(tokenizer, context, continuation) for context, continuation in pairs]
-        self.metrics.update(f"boundary_{pair.how}" for pair in encoded)
-        requests = [Scoring(pair.token_ids, score_from=pair.score_from) for pair in encoded]
-        self._run(requests)
-        return [(request.nats, request.greedy) for request in requests]
-
-    def embed(self, texts: Sequence[str]) -> list[list[float]]:
-        """One vector (D,) per text, of length 1: the mean of its last hidden states.
-
-        Raises DachengError when a text does not fit the context: nothing is truncated.
-        """
-        requests = [Embedding(self._encode(text)) for text in texts]
-        self._run(requests)
-        return [request.vector() for request in requests]
-
-    def _run(self, requests: Iterable[Request]) -> None:
-        """Adds the requests and steps until all are finished. An error or an interrupt takes them out again."""
-        requests = list(requests)
-        try:
-            for request in requests:
-                self.add(request)
-            for request in requests:
-                while not request.finished:
-                    self.step()
-                if request.error is not None:
-                    raise request.error
-        finally:
-            for request in requests:
-                self.cancel(request.id)
+    def stats(self) -> dict[str, float]:
+        """Counts and gauges by vLLM's names."""
+        counts, metrics = self.scheduler.counts, self.metrics
+        return {
+            "num_requests_running": float(len(self.scheduler.running)),
+            "num_requests_waiting": float(len(self.scheduler.waiting)),
+            "kv_cache_usage": self.cache.usage,
+            "prefix_cache_queries": float(counts["prefix_cache_queries"]),
+            "prefix_cache_hits": float(counts["prefix_cache_hits"]),
+            "prompt_tokens": float(metrics["prompt_tokens"]),
+            "generation_tokens": float(metrics["tokens_generated"]),
+            "preemptions": float(counts["preemptions"]),
+            "spec_decode_num_draft_tokens": float(metrics["tokens_drafted"]),
+            "spec_decode_num_accepted_tokens": float(metrics["tokens_accepted"]),
+        }

@@ -23,9 +23,22 @@ class StepResult:
     hidden_sums: dict[int, Tensor] = field(default_factory=dict)
 
 
+def flat(plan: StepPlan) -> tuple[list[int], list[int], list[int]]:
+    """Tokens and positions of a step's rows, and the rows whose logits are needed."""
+    tokens: list[int] = []
+    positions: list[int] = []
+    wanted: list[int] = []
+    for chunk in plan.chunks:
+        first_row = len(tokens)
+        wanted.extend(first_row + position - chunk.start for position in chunk.logit_rows)
+        tokens.extend(chunk.token_ids)
+        positions.extend(range(chunk.start, chunk.stop))
+    return tokens, positions, wanted
+
+
 class Executor(Protocol):
-    """Computes a step: writes the plan's tokens into the cache and returns what was asked for. Where it raises, what
-    the cache holds of the plan's requests is lost: a window layer may have dropped tokens that they still need."""
+    """Computes a step: writes the plan's tokens into the cache and returns what was asked for. Where it raises, the
+    same plan may be run again: nothing that was computed before lies where the step writes."""
 
     name: str
 
@@ -58,24 +71,18 @@ class Eager:
                 self.model.train()
 
     def _run(self, plan: StepPlan, cache: KVCache) -> StepResult:
-        tokens: list[int] = []
-        positions: list[int] = []
-        wanted: list[int] = []  # rows of the step whose logits are needed
-        for chunk in plan.chunks:
-            first_row = len(tokens)
-            wanted.extend(first_row + position - chunk.start for position in chunk.logit_rows)
-            tokens.extend(chunk.token_ids)
-            positions.extend(range(chunk.start, chunk.stop))
+        tokens, positions, wanted = flat(plan)
         inputs = torch.tensor([tokens, positions], device=self.device).unsqueeze(1)  # (2, 1, N)
         hidden = self.model(inputs[0], inputs[1], CachedContext(cache, plan))[0]  # (N, D)
         if len(wanted) < len(tokens):
             logits = self.model.head(hidden[torch.tensor(wanted, dtype=torch.long, device=self.device)])
         else:
             logits = self.model.head(hidden)
-        return StepResult(logits, self._hidden_sums(plan, hidden))
+        return StepResult(logits, self.hidden_sums(plan, hidden))
 
     @staticmethod
-    def _hidden_sums(plan: StepPlan, hidden_ND: Tensor) -> dict[int, Tensor]:
+    def hidden_sums(plan: StepPlan, hidden_ND: Tensor) -> dict[int, Tensor]:
+        """By request id, for those that want it (see StepResult)."""
         sums: dict[int, Tensor] = {}
         row = 0
         for chunk in plan.chunks:

@@ -3,51 +3,25 @@ grammar or one of several choices. The grammars are llguidance's; here are the t
 
 from __future__ import annotations
 
-import json
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from threading import Lock
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dacheng.errors import MissingExtra, UsageError
+from dacheng.protocols import Grammar
+
+__all__ = ["Grammar", "GrammarCompiler", "Matcher"]
 
 MAX_SOURCE_BYTES = 64 * 1024
 _KEPT = 64  # compiled grammars: a server is asked for the same schema again and again
+_WHITESPACE = r"[\x20\x0A\x0D\x09]{1,24}"  # between JSON's parts: a model could fill its whole answer with it
 # Work at most, in llguidance's units: about 100 ms to begin with and 15 ms a token on a machine of 2024.
 _LIMITS: dict[str, Any] = {"initial_lexer_fuel": 5_000_000, "step_lexer_fuel": 200_000, "max_grammar_size": 200_000}
-
-Kind = Literal["json_schema", "regex", "lark", "choice"]
-
-
-@dataclass(frozen=True, slots=True)
-class Grammar:
-    """What a text must be. source: a JSON schema, a regular expression (Rust's syntax), a Lark grammar (llguidance's
-    dialect), or a JSON list of strings. Make one with the functions below."""
-
-    kind: Kind
-    source: str
-
-    @classmethod
-    def json_schema(cls, schema: dict[str, Any] | bool | str) -> Grammar:
-        """schema: the object, or its JSON text."""
-        return cls("json_schema", schema if isinstance(schema, str) else json.dumps(schema, ensure_ascii=False))
-
-    @classmethod
-    def json_object(cls) -> Grammar:
-        """Any JSON object."""
-        return cls.json_schema({"type": "object"})
-
-    @classmethod
-    def choice(cls, choices: Sequence[str]) -> Grammar:
-        """One of these texts. Raises UsageError for none, or one that is no text or empty."""
-        if isinstance(choices, str) or not choices or not all(isinstance(c, str) and c for c in choices):
-            raise UsageError("choices are texts that are not empty", field="choice", value=choices, remedy='["a", "b"]')
-        return cls("choice", json.dumps(list(choices), ensure_ascii=False))
 
 
 class Vocabulary(Protocol):
@@ -104,7 +78,10 @@ class GrammarCompiler:
             raise _refused(grammar, f"it has {size} bytes", f"at most {MAX_SOURCE_BYTES}")
         make = self._library.LLMatcher
         try:
-            text = self._library.grammar_from(grammar.kind, grammar.source)
+            if grammar.kind == "json_schema":
+                text = make.grammar_from_json_schema(grammar.source, overrides={"whitespace_pattern": _WHITESPACE})
+            else:
+                text = self._library.grammar_from(grammar.kind, grammar.source)
         except (ValueError, UnicodeError) as error:
             raise _refused(grammar, str(error), "correct it") from None
         matcher = make(self._tokens, text, log_level=0, limits=self._limits)

@@ -28,6 +28,22 @@ def check_params(params: SamplingParams, vocab_size: int) -> None:
     _demand(not isinstance(p.stop, str), "stop", p.stop, "a tuple of strings: (text,)")
     _demand(all(isinstance(s, str) and s for s in p.stop), "stop", p.stop, "strings that are not empty")
     _demand(all(0 <= i < vocab_size for i in p.stop_token_ids), "stop_token_ids", p.stop_token_ids, f"< {vocab_size}")
+    for name in ("presence_penalty", "frequency_penalty"):
+        _demand(math.isfinite(getattr(p, name)), name, getattr(p, name), "a finite number; 0 is off")
+    biased = all(0 <= i < vocab_size and math.isfinite(bias) for i, bias in p.logit_bias)
+    _demand(biased, "logit_bias", p.logit_bias, f"pairs of an id < {vocab_size} and a finite number")
+    _demand(0 <= p.min_tokens <= p.max_tokens, "min_tokens", p.min_tokens, f"from 0 to max_tokens = {p.max_tokens}")
+    _demand(0 <= p.top_logprobs <= vocab_size, "top_logprobs", p.top_logprobs, f"from 0 to {vocab_size}")
+    _demand(p.logprobs or not p.top_logprobs, "top_logprobs", p.top_logprobs, "logprobs=True with it")
+    _demand(
+        p.prompt_logprobs is None or 0 <= p.prompt_logprobs <= vocab_size,
+        "prompt_logprobs",
+        p.prompt_logprobs,
+        f"None (off), or from 0 to {vocab_size}",
+    )
+    if p.grammar is not None:  # the end must be allowed where the grammar has it
+        _demand(not p.ignore_eos, "ignore_eos", p.ignore_eos, "False with a grammar")
+        _demand(not p.min_tokens, "min_tokens", p.min_tokens, "0 with a grammar: let the grammar ask for more")
 
 
 def _demand(holds: bool, field: str, value: object, range_: str) -> None:

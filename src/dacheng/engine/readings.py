@@ -20,6 +20,15 @@ class Reading(Request):
 
     room: ClassVar[int] = 0
 
+    @property
+    def drafts_allowed(self) -> bool:
+        return False
+
+    @property
+    def skippable(self) -> int:
+        """Nothing: a reading wants to see all of its text, unless it says more."""
+        return 0
+
     def read(self, positions: range, logits_RV: Tensor, hidden_sum_D: Tensor | None) -> bool:
         """Takes what one step computed: logits at `positions`, and the sum of the hidden states if it wants them.
         Returns False when there is a NaN in it."""
@@ -39,6 +48,11 @@ class Scoring(Reading):
     def __post_init__(self) -> None:
         Reading.__post_init__(self)
         del self.known[-1:]
+
+    @property
+    def skippable(self) -> int:
+        """What comes before the first scored token's predecessor only has to be in the cache."""
+        return self.score_from - 1
 
     def restart(self) -> None:
         Reading.restart(self)
@@ -78,7 +92,11 @@ class Embedding(Reading):
         self.hidden_sum_D = hidden_sum_D if self.hidden_sum_D is None else self.hidden_sum_D + hidden_sum_D
         return bool(hidden_sum_D.isfinite().all())
 
-    def vector(self) -> list[float]:
+    def unit_vector(self) -> Tensor:
         """(D,). The mean has the direction of the sum: only the length is left to set."""
         assert self.hidden_sum_D is not None
-        return (self.hidden_sum_D / self.hidden_sum_D.norm().clamp_min(1e-12)).tolist()
+        return self.hidden_sum_D / self.hidden_sum_D.norm().clamp_min(1e-12)
+
+    def vector(self) -> list[float]:
+        """The unit vector as numbers."""
+        return self.unit_vector().tolist()

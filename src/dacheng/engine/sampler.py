@@ -1,55 +1,37 @@
 """From logits to tokens: pure functions over rows (R, V), and the state that belongs to one request.
 
-The order is that of transformers and TRL: repetition penalty, temperature, top-k, top-p (of what top-k left), min-p.
+What changes logits comes first (adjust.py), then, in the order of transformers and TRL: temperature, top-k, top-p (of
+what top-k left), min-p.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from dacheng.protocols import SamplingParams
+from dacheng.engine.adjust import adjusted, penalise
+from dacheng.engine.state import SamplerState
+from dacheng.protocols import SamplingParams, TopLogprobs
+
+__all__ = ["Choice", "SamplerState", "draw", "first_largest", "greedy", "penalise", "probabilities", "sample"]
 
 NEAR_TIE = 1e-4  # two logits closer than this may change places when float32 sums are taken in another order
 TOP_P_PREFIX = 64  # how many of the largest probabilities top-p looks at first; times 8 until they suffice
 
 
-class SamplerState:
-    """What one request brings to its draws: its parameters, its own random stream, and the tokens it has seen.
-
-    The stream is read once for each sampled token, so the text does not depend on what else is in the batch.
-    """
-
-    __slots__ = ("generator", "params", "seen")
-
-    def __init__(self, params: SamplingParams, seed: int, vocab_size: int, prompt: Iterable[int]) -> None:
-        self.params = params
-        self.generator = torch.Generator().manual_seed(seed)
-        self.seen: Tensor | None = None  # (V,) boolean
-        if params.repetition_penalty != 1.0:
-            self.seen = torch.zeros(vocab_size, dtype=torch.bool)
-            self.seen[list(prompt)] = True
-
-    def note(self, token_id: int) -> None:
-        if self.seen is not None:
-            self.seen[token_id] = True
-
-    def uniform(self) -> float:
-        return torch.rand((), generator=self.generator, dtype=torch.float64).item()
-
-
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A sampled token. `logprob`: under the model itself, before penalty, temperature and filters (vLLM's default).
-    near_tie: it was the greedy choice and the runner-up's logit is less than NEAR_TIE below."""
+    """A sampled token. logprob, top_logprobs: under the model itself, before penalties, biases, temperature and filters
+    (vLLM's default). near_tie: it was the greedy choice and the runner-up's logit is less than NEAR_TIE below."""
 
     token_id: int
     logprob: float | None = None
     near_tie: bool = False
+    top_logprobs: TopLogprobs | None = None
 
 
 def sample(logits_RV: Tensor, states: Sequence[SamplerState]) -> list[Choice | None]:
@@ -60,20 +42,20 @@ def sample(logits_RV: Tensor, states: Sequence[SamplerState]) -> list[Choice | N
         good = [row for row, value in enumerate(largest) if math.isfinite(value)]
         sampled = iter(sample(logits_RV[good], [states[row] for row in good]) if good else [])
         return [next(sampled) if math.isfinite(value) else None for value in largest]
-    adjusted = _penalised(logits_RV, states)
+    adjusted_RV = adjusted(logits_RV, states)
     greedy_rows = [row for row, state in enumerate(states) if state.params.temperature == 0]
     random_rows = [row for row, state in enumerate(states) if state.params.temperature != 0]
     chosen, ties = [0] * len(states), [False] * len(states)
     if greedy_rows:
-        for row, token, tie in zip(greedy_rows, *greedy(_rows(adjusted, greedy_rows))):
+        for row, token, tie in zip(greedy_rows, *greedy(_rows(adjusted_RV, greedy_rows))):
             chosen[row], ties[row] = token, tie
     if random_rows:
-        probs = probabilities(_rows(adjusted, random_rows), [states[row].params for row in random_rows])
+        probs = probabilities(_rows(adjusted_RV, random_rows), [states[row].params for row in random_rows])
         uniforms = torch.tensor([states[row].uniform() for row in random_rows], dtype=torch.float64)
         for row, token in zip(random_rows, draw(probs, uniforms.to(probs.device)).tolist()):
             chosen[row] = token
-    logprobs = _chosen_logprobs(logits_RV, states, chosen)
-    return [Choice(token, logprob, tie) for token, logprob, tie in zip(chosen, logprobs, ties)]
+    logprobs, tops = _logprobs(logits_RV, states, chosen)
+    return [Choice(*of_row) for of_row in zip(chosen, logprobs, ties, tops)]
 
 
 def greedy(logits_RV: Tensor) -> tuple[list[int], list[bool]]:
@@ -105,13 +87,6 @@ def probabilities(logits_RV: Tensor, params: Sequence[SamplingParams]) -> Tensor
         likely = probs >= column([p.min_p for p in params]) * probs.amax(-1, keepdim=True)
         allowed = likely if allowed is None else allowed & likely
     return probs if allowed is None else probs * allowed
-
-
-def penalise(logits_RV: Tensor, seen_RV: Tensor, penalty_R1: Tensor) -> Tensor:
-    """Repetition penalty θ: logits of seen tokens are divided by θ where positive and multiplied where negative, so
-    that θ > 1 always makes them less likely (Keskar et al. 2019, CTRL, section 4.1, in the sign-aware form of
-    transformers and vLLM). `seen` covers prompt and generated tokens."""
-    return torch.where(seen_RV, torch.where(logits_RV > 0, logits_RV / penalty_R1, logits_RV * penalty_R1), logits_RV)
 
 
 def tempered(logits_RV: Tensor, temperature_R1: Tensor) -> Tensor:
@@ -169,23 +144,39 @@ def _rows(logits_RV: Tensor, rows: list[int]) -> Tensor:
     return logits_RV if len(rows) == len(logits_RV) else logits_RV[rows]
 
 
-def _penalised(logits_RV: Tensor, states: Sequence[SamplerState]) -> Tensor:
-    rows = [row for row, state in enumerate(states) if state.seen is not None]
-    if not rows:
-        return logits_RV
-    seen = torch.stack([state.seen for state in states if state.seen is not None]).to(logits_RV.device)
-    penalty = logits_RV.new_tensor([states[row].params.repetition_penalty for row in rows]).unsqueeze(1)
-    adjusted = logits_RV.clone()
-    adjusted[rows] = penalise(logits_RV[rows], seen[:, : logits_RV.shape[1]], penalty)
-    return adjusted
-
-
-def _chosen_logprobs(logits_RV: Tensor, states: Sequence[SamplerState], chosen: list[int]) -> list[float | None]:
+def _logprobs(
+    logits_RV: Tensor, states: Sequence[SamplerState], chosen: list[int]
+) -> tuple[list[float | None], list[TopLogprobs | None]]:
     logprobs: list[float | None] = [None] * len(states)
+    tops: list[TopLogprobs | None] = [None] * len(states)
     rows = [row for row, state in enumerate(states) if state.params.logprobs]
     if rows:
         of_rows = _rows(logits_RV, rows)
         ids = torch.tensor([chosen[row] for row in rows], device=of_rows.device).unsqueeze(1)
-        for row, value in zip(rows, (of_rows.gather(1, ids).squeeze(1) - of_rows.logsumexp(-1)).tolist()):
+        norms = of_rows.logsumexp(-1)
+        for row, value in zip(rows, (of_rows.gather(1, ids).squeeze(1) - norms).tolist()):
             logprobs[row] = value
-    return logprobs
+        counts = [states[row].params.top_logprobs for row in rows]
+        if any(counts):
+            for row, count, best in zip(rows, counts, _best(of_rows, norms, max(counts))):
+                tops[row] = best[:count] if count else None
+    return logprobs, tops
+
+
+def prompt_logprobs(logits_RV: Tensor, targets: Sequence[int], count: int) -> list[TopLogprobs]:
+    """For each row, the `count` best tokens and, at the end where it is not among them, its target."""
+    if not targets:
+        return []
+    norms = logits_RV.logsumexp(-1)
+    ids = torch.tensor(targets, device=logits_RV.device).unsqueeze(1)
+    found = (logits_RV.gather(1, ids).squeeze(1) - norms).tolist()
+    rows = _best(logits_RV, norms, count) if count else [[] for _ in targets]
+    for best, target, logprob in zip(rows, targets, found):
+        if all(token != target for token, _ in best):
+            best.append((target, logprob))
+    return rows
+
+
+def _best(logits_RV: Tensor, norms_R: Tensor, count: int) -> list[TopLogprobs]:
+    values, ids = logits_RV.topk(min(count, logits_RV.shape[1]))
+    return [list(zip(*row)) for row in zip(ids.tolist(), (values - norms_R.unsqueeze(1)).tolist())]

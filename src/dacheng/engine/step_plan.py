@@ -10,34 +10,42 @@ from dacheng.engine.request import Request
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Tokens known[start:stop] of a request, to be computed in this step; `logit_rows`: the positions among them whose
-    logits are needed."""
+    """Tokens start..stop-1 of a request, to be computed in this step: those it knows, and the drafts that are guessed
+    behind them. `logit_rows`: the positions among them whose logits are needed."""
 
     request: Request
     start: int
     stop: int
     logit_rows: range
+    drafts: tuple[int, ...] = ()  # the last of its tokens
 
     @classmethod
     def of(cls, request: Request, count: int) -> Chunk:
         """The next `count` tokens of a request."""
         start, stop = request.computed, request.computed + count
-        return cls(request, start, stop, request.logit_rows(start, stop))
+        drafts = tuple(request.drafts[: max(0, stop - len(request.known))])
+        return cls(request, start, stop, request.logit_rows(start, stop), drafts)
 
     @property
     def count(self) -> int:
         return self.stop - self.start
 
     @property
+    def text(self) -> list[int]:
+        """All tokens of the request up to `stop`, at least, while the step has not been read."""
+        return [*self.request.known, *self.drafts] if self.drafts else self.request.known
+
+    @property
     def token_ids(self) -> list[int]:
-        return self.request.known[self.start : self.stop]
+        return self.text[self.start : self.stop]
 
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
     """One forward: the chunks, one after the other in a single row of tokens.
 
-    Single tokens come first, by slot: neighbours in the cache are neighbours in the row, and attend together.
+    Single tokens come first, by slot: requests that were admitted together mostly lie at equal distances in the cache,
+    and attend together.
     """
 
     chunks: list[Chunk]
@@ -53,19 +61,18 @@ class StepPlan:
     def tokens(self) -> int:
         return sum(chunk.count for chunk in self.chunks)
 
+    @property
+    def drafted(self) -> int:
+        return sum(len(chunk.drafts) for chunk in self.chunks)
+
+    @property
+    def decodes(self) -> bool:
+        """Nothing is computed but the last token of requests that generate, and guesses."""
+        return all(chunk.logit_rows and chunk.count == len(chunk.drafts) + 1 for chunk in self.chunks)
+
     def rows(self) -> Iterator[tuple[Chunk, slice]]:
         """Each chunk with its rows of the executor's logits (R, V): none where it asked for none."""
         first = 0
         for chunk in self.chunks:
             yield chunk, slice(first, first + len(chunk.logit_rows))
             first += len(chunk.logit_rows)
-
-    def commit(self) -> None:
-        """The step was run: its tokens are computed."""
-        for chunk in self.chunks:
-            chunk.request.computed = chunk.stop
-
-    def restart(self) -> None:
-        """The step broke off, and may have overwritten what its requests still need."""
-        for chunk in self.chunks:
-            chunk.request.restart()

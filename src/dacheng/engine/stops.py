@@ -84,8 +84,10 @@ class OutputText:
         """A stop string is complete."""
         return self._matcher.stopped
 
-    def push(self, token_id: int) -> str:
-        return self._release(self._matcher.push(self._decoder.push(token_id)))
+    def push(self, token_id: int, *, may_stop: bool = True) -> str:
+        """may_stop: False shows the text as it is, whatever is in it."""
+        piece = self._decoder.push(token_id)
+        return self._release(self._matcher.push(piece) if may_stop else piece)
 
     def finish(self) -> str:
         """Ends the text and returns its last piece. Ending it again returns ""."""

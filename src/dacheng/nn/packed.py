@@ -1,6 +1,8 @@
-"""Linear maps and embeddings whose weights stay in their blocks (QTensor), dequantised when used.
+"""Linear maps and embeddings whose weights stay in their blocks (QTensor).
 
-This is the plain form: exact, on any device, and no faster than floats. What it saves is memory.
+On the CPU, for float32 without a gradient, a compiled kernel multiplies with the blocks themselves (see
+dacheng.ops.packed_linear for what it rounds). Everywhere else, and with `exact`, the weights are dequantised when they
+are used: the same numbers on any device, and no faster than floats. How often, and why: ops.packed_linear.fallbacks().
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 
 from dacheng.errors import DachengError
 from dacheng.ops.dequantize import dequantize
+from dacheng.ops.packed_linear import PanelMatrix, make_panels, note_fallback, packed_linear, why_no_kernel
 from dacheng.ops.qtensor import QTensor
 
 _HEAD_ROWS = 8192  # rows of a head dequantised at a time: a vocabulary of 262,144 would be most of a small model
@@ -21,6 +24,7 @@ class _Holder(nn.Module):
     """Keeps a QTensor's bytes as the buffer `packed`: in state_dict, moved by `.to(device)`, left alone by a cast."""
 
     packed: Tensor
+    exact = False  # True: never by a kernel that rounds x
 
     def __init__(self, weight: QTensor) -> None:
         super().__init__()
@@ -29,13 +33,50 @@ class _Holder(nn.Module):
         self.format = weight.format
         self.shape = weight.shape  # (out, in), or (rows, width)
         self.register_buffer("packed", weight.data)
+        self._panels: tuple[object, Tensor] | None = None  # made when first used, and of which bytes
 
     @property
     def qtensor(self) -> QTensor:
         return QTensor(self.format, self.shape, self.packed)
 
+    @property
+    def panels(self) -> Tensor:
+        """The weights in the kernel's order: a second copy, kept for as long as the bytes stay the same."""
+        version = None if self.packed.is_inference() else self.packed._version
+        source = (self.packed.data_ptr(), version)
+        if self._panels is None or self._panels[0] != source:
+            self._panels = (source, make_panels(self.qtensor))
+        return self._panels[1]
+
+    def matrix(self, bias: Tensor | None = None) -> PanelMatrix:
+        """For kernels that multiply with several matrices in one call; only where `why_exact` has nothing to say."""
+        bias = None if bias is None else bias.detach().float().contiguous()
+        return PanelMatrix(self.panels, bias, self.format, self.shape[0], self.shape[1])
+
+    def why_exact(self, x: Tensor) -> str:
+        """Why no kernel multiplies this x; "" when one does."""
+        if self.exact:
+            return "exact products were asked for"
+        if torch.compiler.is_compiling():
+            return "under torch.compile"
+        if x.device.type != "cpu" or self.packed.device.type != "cpu":
+            return "not on the CPU"
+        if x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+            return "x is not float32"
+        if x.requires_grad and torch.is_grad_enabled():
+            return "x needs a gradient"
+        return why_no_kernel(self.format, self.shape[1])
+
     def _linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """x (..., in) -> (..., out), a part of the outputs at a time where there are very many."""
+        """x (..., in) -> (..., out)."""
+        reason = self.why_exact(x)
+        if not reason:
+            return packed_linear(x, self.panels, bias, self.format, self.shape[0])
+        note_fallback(reason)
+        return self._exact_linear(x, bias)
+
+    def _exact_linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """A part of the outputs at a time where there are very many."""
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         bias = None if bias is None else bias.to(x.dtype)
@@ -84,6 +125,13 @@ class PackedEmbedding(_Holder):
     def as_head(self, hidden: Tensor) -> Tensor:
         """hidden (..., width) -> (..., rows): the product with the same table, for tied heads."""
         return self._linear(hidden)
+
+
+def use_exact(model: nn.Module, exact: bool = True) -> None:
+    """Whether the packed modules of a model may use kernels that round their input: for comparisons."""
+    for module in model.modules():
+        if isinstance(module, _Holder):
+            module.exact = exact
 
 
 def pack_module(model: nn.Module, name: str, weight: QTensor) -> nn.Module:

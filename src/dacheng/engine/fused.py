@@ -1,0 +1,61 @@
+"""The compiled executor for packed decoders on a CPU."""
+
+from __future__ import annotations
+
+import torch
+
+from dacheng.engine.blocks import BLOCK
+from dacheng.engine.cache import KVCache, PagedCache
+from dacheng.engine.executor import Eager, StepResult, flat
+from dacheng.engine.step_plan import StepPlan
+from dacheng.models.decoder import Decoder
+from dacheng.models.fused import FusedDecoder, why_not_fused
+from dacheng.ops.decoder_step import CacheView
+
+
+class FusedCPU:
+    """A whole step in one compiled call that follows the block tables (dacheng.models.fused). Raises ValueError where
+    `why_not` says why; steps of a cache that it can't read (windows) go to Eager and are counted in `fallbacks`."""
+
+    name = "fused-cpu"
+
+    def __init__(self, model: Decoder) -> None:
+        self._step = FusedDecoder(model)
+        self._eager = Eager(model)
+        self.fallbacks = 0
+
+    @staticmethod
+    def why_not(model: Decoder) -> str:
+        """Why this model, or this machine, has no fused step; "" when it has one."""
+        return why_not_fused(model)
+
+    def run(self, plan: StepPlan, cache: KVCache) -> StepResult:
+        if not isinstance(cache, PagedCache) or len(cache.pools) > 1:
+            self.fallbacks += 1
+            return self._eager.run(plan, cache)
+        tokens, positions, wanted = flat(plan)
+        texts = [i for i, chunk in enumerate(plan.chunks) for _ in range(chunk.count)]
+        logits, hidden = self._step.run(
+            torch.tensor(tokens),
+            torch.tensor(positions),
+            torch.tensor(texts),
+            self._view(plan, cache),
+            torch.tensor(wanted, dtype=torch.int64),
+        )
+        return StepResult(logits, self._eager.hidden_sums(plan, hidden))
+
+    @staticmethod
+    def _view(plan: StepPlan, cache: PagedCache) -> CacheView:
+        tables = [cache.table(0, chunk.request.slot) for chunk in plan.chunks]
+        width = max(map(len, tables))
+        storages = cache.storages
+        first = storages[0].k
+        return CacheView(
+            keys=[storage.k for storage in storages],
+            values=[storage.v for storage in storages],
+            tables=torch.tensor([table + [0] * (width - len(table)) for table in tables]),
+            block_tokens=BLOCK,
+            block_stride=BLOCK * first.shape[-1],
+            head_stride=first.stride(0),
+            token_stride=first.shape[-1],
+        )

@@ -1,0 +1,130 @@
+"""A decoder whose whole step is one compiled call: which models have one, and how their weights are handed over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from dacheng.models.decoder import Block, Decoder
+from dacheng.nn.attention import Attention
+from dacheng.nn.mlp import MLP
+from dacheng.nn.norms import RMSNorm
+from dacheng.nn.packed import Packed, PackedEmbedding
+from dacheng.ops.decoder_step import CacheView, DecoderStep, LayerWeights, why_no_step
+from dacheng.ops.packed_linear import PanelMatrix
+
+# What the call computes: each of these traits must have this value. What is not named here is either free (sizes, eps,
+# biases, scales of rotation and embedding) or looked at in `why_not_fused`.
+_NEEDED = {
+    "activation": "swiglu",
+    "norm": "rms",
+    "norm_placement": "pre",
+    "parallel_branches": False,
+    "positions": "rotary",
+    "rope_pattern": "R",
+    "attention_sinks": False,
+    "latent": None,
+    "moe": None,
+    "qk_norm_whole": False,
+    "logit_soft_cap": None,
+    "attention_soft_cap": None,
+    "window": None,
+    "value_embeddings": False,
+    "residual_scalars": False,
+    "ngram_rows": None,
+}
+
+
+def why_not_fused(model: Decoder) -> str:
+    """Why this model has no fused step; "" when it has one."""
+    t = model.traits
+    for name, value in _NEEDED.items():
+        if getattr(t, name) != value:
+            return f"{name} is {getattr(t, name)!r}"
+    for name, module in _multiplied(model):
+        if type(module) not in (Packed, PackedEmbedding):  # an adapter around one is not one
+            return f"{name} is not packed"
+        assert isinstance(module, Packed | PackedEmbedding)
+        if reason := module.why_exact(torch.empty(0)):
+            return f"{name}: {reason}"
+    if {parameter.dtype for parameter in model.parameters()} - {torch.float32}:
+        return "its norms are not float32"
+    return why_no_step(t.heads, t.n_kv_heads, t.head_size, t.width, t.mlp_size)
+
+
+def _multiplied(model: Decoder) -> Iterator[tuple[str, nn.Module]]:
+    """What the step multiplies with, by name."""
+    for i in range(model.traits.layers):
+        for name in ("attention.q", "attention.k", "attention.v", "attention.o", "mlp.gate", "mlp.up", "mlp.down"):
+            yield f"blocks.{i}.{name}", model.get_submodule(f"blocks.{i}.{name}")
+    head = "embed" if model.lm_head is None else "lm_head"
+    yield head, model.get_submodule(head)
+
+
+class FusedDecoder:
+    """The step of one model: `model(...)` and `model.head(...)` over a cache, in one call. Equal to them up to what the
+    order of a sum changes, given the same packed products; a token's numbers are the same to the bit in every batch and
+    chunk. Weights that are replaced later are not seen: make a new one. Raises ValueError where `why_not_fused` says
+    why."""
+
+    def __init__(self, model: Decoder) -> None:
+        reason = why_not_fused(model)
+        if reason:
+            raise ValueError(reason)
+        t = model.traits
+        head = model.embed if model.lm_head is None else model.lm_head
+        self.model = model
+        self._step = DecoderStep(
+            [_layer_weights(block) for block in model.blocks], _gain(model.norm, t.width), _matrix(head),
+            heads=t.heads, kv_heads=t.n_kv_heads, head_width=t.head_size, rotated=t.rotated_size,
+            interleaved=t.rope_interleaved, eps=t.norm_eps, scale=t.attention_scale,
+        )  # fmt: skip
+
+    @torch.inference_mode()
+    def run(
+        self, tokens: Tensor, positions: Tensor, texts: Tensor, cache: CacheView, wanted: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """tokens, positions, texts (N,) int64 -> logits (R, V) of the rows `wanted` (R,), and the hidden states (N, D)
+        of all. `texts`: which of the cache's tables a token belongs to; it attends to its text up to itself. Raises
+        IndexError as the model does."""
+        cosine, sine = self.model.rotaries["main"](positions.unsqueeze(0))
+        x = self._embedded(tokens)
+        half = cosine.shape[-1]
+        logits = self._step.run(
+            x, cosine.reshape(-1, half).contiguous(), sine.reshape(-1, half).contiguous(),
+            texts, positions, positions + 1, cache, wanted,
+        )  # fmt: skip
+        return logits, x
+
+    def _embedded(self, tokens: Tensor) -> Tensor:
+        x = self.model._embedded(tokens.unsqueeze(0), tokens.unsqueeze(0))[0]
+        return x.float().contiguous()
+
+
+def _layer_weights(block: nn.Module) -> LayerWeights:
+    assert isinstance(block, Block) and isinstance(block.attention, Attention) and isinstance(block.mlp, MLP)
+    a, m = block.attention, block.mlp
+    assert a.q.in_features == m.up.in_features and m.gate is not None
+    width = a.q.in_features
+    return LayerWeights(
+        _gain(block.attention_norm, width), _gain(block.mlp_norm, width),
+        _matrix(a.q), _matrix(a.k), _matrix(a.v), _matrix(a.o), _matrix(m.gate), _matrix(m.up), _matrix(m.down),
+        None if a.q_norm is None else _gain(a.q_norm, a.head_width),
+        None if a.k_norm is None else _gain(a.k_norm, a.head_width),
+    )  # fmt: skip
+
+
+def _matrix(module: nn.Module) -> PanelMatrix:
+    assert isinstance(module, Packed | PackedEmbedding)
+    return module.matrix(module.bias if isinstance(module, Packed) else None)
+
+
+def _gain(norm: nn.Module | None, width: int) -> Tensor:
+    """What a normalised x is multiplied with: (width,) float32."""
+    assert isinstance(norm, RMSNorm)
+    if norm.weight is None:
+        return torch.ones(width)
+    weight = norm.weight.detach().float()
+    return (weight + 1.0 if norm.offset else weight).contiguous()

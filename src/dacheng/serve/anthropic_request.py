@@ -1,0 +1,176 @@
+"""A request to Anthropic's API as the chat that it asks for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dacheng.serve.api_error import bad_request, unimplemented
+from dacheng.serve.chat import ChatRequest
+from dacheng.serve.fields import Fields
+from dacheng.serve.limits import Limits
+from dacheng.serve.messages import checked_tool
+from dacheng.serve.sampling import read_stops
+from dacheng.serve.served_model import ServedModel
+
+
+def read_anthropic(body: Fields, model: ServedModel, limits: Limits, *, counting: bool = False) -> ChatRequest:
+    """counting: only the tokens are asked for, and max_tokens is not there."""
+    messages = _system(body)
+    items = body.demand("messages", body.items("messages", most=limits.messages))
+    if not items:
+        raise bad_request("messages", "there is no message")
+    for i, item in enumerate(items):
+        messages += _message(Fields(item, f"messages[{i}]"))
+    tools = _tools(body, limits)
+    use_tools = _tool_choice(body, tools)
+    thinking = body.object("thinking")
+    if thinking is not None:
+        if thinking.demand("type", thinking.text("type")) != "disabled":
+            raise unimplemented("thinking.type", "use 'disabled'; a model that thinks does so by itself")
+        thinking.done()
+    for key in ("mcp_servers", "container", "context_management", "output_config", "output_format"):
+        body.only(key)
+    params: dict[str, Any] = {}
+    max_tokens = None
+    if not counting:
+        max_tokens = body.demand("max_tokens", body.integer("max_tokens", low=1, high=limits.max_tokens))
+        if (metadata := body.object("metadata")) is not None:
+            metadata.text("user_id")
+            metadata.done()
+        body.only("service_tier", "auto", "standard_only")
+        params = {
+            "temperature": body.number("temperature", low=0, high=1),
+            "top_p": body.number("top_p", low=0, high=1),
+            "top_k": body.integer("top_k", low=0),
+            "stop": read_stops(body, "stop_sequences", limits),
+        }
+    continue_final = messages[-1]["role"] == "assistant"  # the answer goes on with what the last message says
+    return ChatRequest(
+        messages=messages, params=params, tools=tools, use_tools=use_tools, max_tokens=max_tokens,
+        continue_final=continue_final,
+    )  # fmt: skip
+
+
+def _system(body: Fields) -> list[dict[str, Any]]:
+    system = body.raw("system")
+    return [] if system is None else [{"role": "system", "content": _text(system, body.path("system"))}]
+
+
+def _text(content: Any, where: str) -> str:
+    """A string, or text blocks, which are joined."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise bad_request(where, "expected a string or a list of blocks")
+    texts = []
+    for i, block in enumerate(content):
+        entry = Fields(block, f"{where}[{i}]")
+        if entry.demand("type", entry.text("type")) != "text":
+            raise unimplemented(entry.path("type"), "only blocks of type text are")
+        texts.append(_text_block(entry))
+    return "".join(texts)
+
+
+def _text_block(entry: Fields) -> str:
+    text = entry.demand("text", entry.text("text"))
+    entry.only("citations", [])
+    _finish_block(entry)
+    return text
+
+
+def _finish_block(entry: Fields) -> None:
+    """cache_control is a hint, and every prefix is kept here without it."""
+    control = entry.object("cache_control")
+    if control is not None:
+        control.text("type", choices=("ephemeral",))
+        control.text("ttl", choices=("5m", "1h"))
+        control.done()
+    entry.done()
+
+
+def _message(entry: Fields) -> list[dict[str, Any]]:
+    """One message, or several: results of tools are messages of their own."""
+    role = entry.demand("role", entry.text("role", choices=("user", "assistant")))
+    content = entry.demand("content", entry.raw("content"))
+    entry.done()
+    if isinstance(content, str):
+        return [{"role": role, "content": content}]
+    if not isinstance(content, list) or not content:
+        raise bad_request(entry.path("content"), "expected a string or a list of blocks")
+    texts: list[str] = []
+    thoughts: list[str] = []
+    calls: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
+    for i, item in enumerate(content):
+        block = Fields(item, f"{entry.path('content')}[{i}]")
+        kind = block.demand("type", block.text("type"))
+        if kind == "text":
+            texts.append(_text_block(block))
+        elif kind == "thinking" and role == "assistant":
+            thoughts.append(block.demand("thinking", block.text("thinking")))
+            block.text("signature")
+            _finish_block(block)
+        elif kind == "tool_use" and role == "assistant":
+            calls.append(_tool_use(block))
+        elif kind == "tool_result" and role == "user":
+            results.append(_tool_result(block))
+        else:
+            raise unimplemented(block.path("type"), f"{kind!r} has no place in a message of the {role}")
+    if not texts and not calls and not thoughts:
+        return results
+    message: dict[str, Any] = {"role": role, "content": "".join(texts)}
+    if thoughts:
+        message["reasoning_content"] = "".join(thoughts)
+    if calls:
+        message["tool_calls"] = calls
+    return [*results, message]
+
+
+def _tool_use(block: Fields) -> dict[str, Any]:
+    found = block.raw("input", {})
+    if not isinstance(found, dict):
+        raise bad_request(block.path("input"), "expected an object")
+    call_id = block.demand("id", block.text("id"))
+    name = block.demand("name", block.text("name"))
+    _finish_block(block)
+    return {"type": "function", "id": call_id, "function": {"name": name, "arguments": found}}
+
+
+def _tool_result(block: Fields) -> dict[str, Any]:
+    call_id = block.demand("tool_use_id", block.text("tool_use_id"))
+    content = _text(block.raw("content", ""), block.path("content"))
+    block.flag("is_error")  # the text says so: the templates have no other place for it
+    _finish_block(block)
+    return {"role": "tool", "tool_call_id": call_id, "content": content}
+
+
+def _tools(body: Fields, limits: Limits) -> list[dict[str, Any]] | None:
+    items = body.items("tools", most=limits.tools)
+    if not items:
+        return None
+    tools = []
+    for i, item in enumerate(items):
+        entry = Fields(item, f"tools[{i}]")
+        if entry.text("type", "custom") != "custom":
+            raise unimplemented(entry.path("type"), "only tools of yours (type custom) are")
+        control = entry.object("cache_control")
+        if control is not None:
+            control.text("type", choices=("ephemeral",))
+            control.text("ttl", choices=("5m", "1h"))
+            control.done()
+        tools.append(checked_tool(entry, schema="input_schema"))
+    return tools
+
+
+def _tool_choice(body: Fields, tools: list[dict[str, Any]] | None) -> bool:
+    choice = body.object("tool_choice")
+    if choice is None:
+        return tools is not None
+    kind = choice.demand("type", choice.text("type", choices=("auto", "any", "tool", "none")))
+    if kind in ("any", "tool"):
+        raise unimplemented("tool_choice", "use auto or none")
+    choice.only("disable_parallel_tool_use", False)
+    choice.done()
+    if kind == "auto" and tools is None:
+        raise bad_request("tool_choice", "there are no tools")
+    return kind == "auto" and tools is not None

@@ -1,0 +1,34 @@
+"""The chat page: three static files that ask nothing of anyone but this server."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from importlib.resources import files
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_FILES = {
+    "/": ("chat.html", "text/html"),
+    "/chat.js": ("chat.js", "text/javascript"),
+    "/chat.css": ("chat.css", "text/css"),
+}
+
+
+def page_routes() -> list[Route]:
+    return [Route(path, _static(name, kind), methods=["GET"]) for path, (name, kind) in _FILES.items()]
+
+
+def _static(name: str, kind: str) -> Callable[[Request], Awaitable[Response]]:
+    content = (files("dacheng.serve") / "web" / name).read_bytes()
+    headers = {"Content-Security-Policy": POLICY, "Cache-Control": "no-cache"}
+
+    async def answer(request: Request) -> Response:
+        return Response(content, media_type=kind, headers=headers)
+
+    return answer
