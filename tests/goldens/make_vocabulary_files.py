@@ -9,9 +9,9 @@ expected.json: for each model and each cutting rule the ids of TEXTS.
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +72,11 @@ SPLITS = {
 
 
 def train(out: Path, name: str, **options: Any) -> dict[str, Any]:
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter((ENGLISH + CHINESE) * 3), model_prefix=str(out / name), hard_vocab_limit=False,
-        minloglevel=2, **options,
-    )  # fmt: skip
+    with contextlib.chdir(out):  # the model keeps the names of its files
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter((ENGLISH + CHINESE) * 3), model_prefix=name, hard_vocab_limit=False, minloglevel=2,
+            **options,
+        )  # fmt: skip
     (out / f"{name}.vocab").unlink()
     processor = sentencepiece.SentencePieceProcessor(model_file=str(out / f"{name}.model"))
     return {"size": processor.get_piece_size(), "ids": [processor.encode(text) for text in TEXTS]}
@@ -83,10 +84,15 @@ def train(out: Path, name: str, **options: Any) -> dict[str, Any]:
 
 def models(out: Path) -> dict[str, Any]:
     common = {"character_coverage": 1.0, "num_threads": 1}
-    with tempfile.NamedTemporaryFile("w", suffix=".tsv", encoding="utf-8") as rules:
-        for source, target in RULES.items():
-            rules.write("\t".join(" ".join(f"{ord(char):X}" for char in text) for text in (source, target)) + "\n")
-        rules.flush()
+    rules = out / "rules.tsv"
+    rules.write_text(
+        "".join(
+            "\t".join(" ".join(f"{ord(char):X}" for char in text) for text in (source, target)) + "\n"
+            for source, target in RULES.items()
+        ),
+        encoding="utf-8",
+    )
+    try:
         return {
             "llama": train(  # a space before the text, bytes for what is unknown, names that are always pieces
                 out, "llama", model_type="bpe", vocab_size=720, byte_fallback=True, split_digits=True,
@@ -108,6 +114,8 @@ def models(out: Path) -> dict[str, Any]:
                 normalization_rule_name="identity", remove_extra_whitespaces=False, split_by_whitespace=False, **common,
             ),
         }  # fmt: skip
+    finally:
+        rules.unlink()
 
 
 def ranks(out: Path) -> dict[str, Any]:
