@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from dacheng.errors import UsageError
-from dacheng.protocols import SamplingParams
+from dacheng.protocols import Grammar, SamplingParams
 
 SEEDS = (-(2**63), 2**64 - 1)  # what a torch.Generator takes
 
@@ -41,6 +41,7 @@ def check_params(params: SamplingParams, vocab_size: int) -> None:
         p.prompt_logprobs,
         f"None (off), or from 0 to {vocab_size}",
     )
+    _demand(p.grammar is None or isinstance(p.grammar, Grammar), "grammar", p.grammar, "a Grammar, or None")
     if p.grammar is not None:  # the end must be allowed where the grammar has it
         _demand(not p.ignore_eos, "ignore_eos", p.ignore_eos, "False with a grammar")
         _demand(not p.min_tokens, "min_tokens", p.min_tokens, "0 with a grammar: let the grammar ask for more")
