@@ -137,7 +137,7 @@ def _local(model: str, sampling: dict[str, Any], template: str | None) -> Answer
 
     use_threads()
     path = find_model(model)
-    loaded = load_model(path, packed=path.suffix == ".gguf")
+    loaded = load_model(path, dtype="fast", packed=path.suffix == ".gguf")
     tokenizer = need_tokenizer(loaded.tokenizer, path)
     for note in loaded.notes:
         print(note, file=sys.stderr)

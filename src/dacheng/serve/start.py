@@ -40,7 +40,7 @@ def start_model(
     packed = packed and path.suffix == ".gguf"
     weights = weight_bytes(path, packed)
     check_weights(weights, available_bytes())
-    loaded = load_model(path, packed=packed)
+    loaded = load_model(path, dtype="fast", packed=packed)
     tokenizer = need_tokenizer(loaded.tokenizer, path)
     model = loaded.model
     context = model.traits.longest_text if max_context is None else max_context
