@@ -8,7 +8,7 @@ from dacheng.serve.api_error import bad_request, unimplemented
 from dacheng.serve.chat import ChatRequest
 from dacheng.serve.fields import Fields
 from dacheng.serve.limits import Limits
-from dacheng.serve.messages import checked_tool
+from dacheng.serve.messages import checked_tool, read_text
 from dacheng.serve.sampling import read_stops
 from dacheng.serve.served_model import ServedModel
 
@@ -53,22 +53,11 @@ def read_anthropic(body: Fields, model: ServedModel, limits: Limits, *, counting
 
 def _system(body: Fields) -> list[dict[str, Any]]:
     system = body.raw("system")
-    return [] if system is None else [{"role": "system", "content": _text(system, body.path("system"))}]
-
-
-def _text(content: Any, where: str) -> str:
-    """A string, or text blocks, which are joined."""
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        raise bad_request(where, "expected a string or a list of blocks")
-    texts = []
-    for i, block in enumerate(content):
-        entry = Fields(block, f"{where}[{i}]")
-        if entry.demand("type", entry.text("type")) != "text":
-            raise unimplemented(entry.path("type"), "only blocks of type text are")
-        texts.append(_text_block(entry))
-    return "".join(texts)
+    return (
+        []
+        if system is None
+        else [{"role": "system", "content": read_text(system, body.path("system"), part=_text_block)}]
+    )
 
 
 def _text_block(entry: Fields) -> str:
@@ -138,7 +127,7 @@ def _tool_use(block: Fields) -> dict[str, Any]:
 
 def _tool_result(block: Fields) -> dict[str, Any]:
     call_id = block.demand("tool_use_id", block.text("tool_use_id"))
-    content = _text(block.raw("content", ""), block.path("content"))
+    content = read_text(block.raw("content", ""), block.path("content"), part=_text_block)
     block.flag("is_error")  # the text says so: the templates have no other place for it
     _finish_block(block)
     return {"role": "tool", "tool_call_id": call_id, "content": content}

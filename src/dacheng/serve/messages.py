@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 from dacheng.protocols import Grammar
@@ -56,20 +57,28 @@ def _message(entry: Fields) -> dict[str, Any]:
     return message
 
 
-def read_text(content: Any, where: str) -> str:
-    """A string, or a list of text parts, which are joined."""
+def plain_part(entry: Fields) -> str:
+    """The text of a part that has nothing else."""
+    text = entry.demand("text", entry.text("text"))
+    entry.done()
+    return text
+
+
+def read_text(
+    content: Any, where: str, kinds: tuple[str, ...] = ("text",), part: Callable[[Fields], str] = plain_part
+) -> str:
+    """A string, or a list of text parts, which are joined. kinds: types of such parts in this API; part: reads one,
+    with the further fields that the API lets it have."""
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
         raise bad_request(where, "expected a string or a list of parts")
     texts = []
-    for i, part in enumerate(content):
-        entry = Fields(part, f"{where}[{i}]")
-        kind = entry.demand("type", entry.text("type"))
-        if kind != "text":
-            raise unimplemented(f"{where}[{i}].type", "only parts of type text are")
-        texts.append(entry.demand("text", entry.text("text")))
-        entry.done()
+    for i, item in enumerate(content):
+        entry = Fields(item, f"{where}[{i}]")
+        if entry.demand("type", entry.text("type")) not in kinds:
+            raise unimplemented(entry.path("type"), f"only parts of type {' or '.join(kinds)} are")
+        texts.append(part(entry))
     return "".join(texts)
 
 

@@ -8,7 +8,7 @@ from dacheng.serve.api_error import bad_request, unimplemented
 from dacheng.serve.chat import ChatRequest
 from dacheng.serve.fields import Fields
 from dacheng.serve.limits import Limits
-from dacheng.serve.messages import checked_tool, read_tool_choice
+from dacheng.serve.messages import checked_tool, plain_part, read_text, read_tool_choice
 from dacheng.serve.served_model import ServedModel
 
 _TEXT_PARTS = ("input_text", "output_text", "text")
@@ -111,20 +111,13 @@ def _item(entry: Fields) -> dict[str, Any]:
 
 
 def _text(content: Any, where: str) -> str:
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        raise bad_request(where, "expected a string or a list of parts")
-    texts = []
-    for i, part in enumerate(content):
-        entry = Fields(part, f"{where}[{i}]")
-        if entry.demand("type", entry.text("type")) not in _TEXT_PARTS:
-            raise unimplemented(entry.path("type"), "only parts of text are")
-        texts.append(entry.demand("text", entry.text("text")))
-        entry.only("annotations", [])
-        entry.only("logprobs", [])
-        entry.done()
-    return "".join(texts)
+    return read_text(content, where, _TEXT_PARTS, _text_part)
+
+
+def _text_part(entry: Fields) -> str:
+    entry.only("annotations", [])
+    entry.only("logprobs", [])
+    return plain_part(entry)
 
 
 def _tools(body: Fields, limits: Limits) -> list[dict[str, Any]] | None:
