@@ -282,8 +282,17 @@ def total_bytes() -> int:
     return min([total] + [int(limit) for limit in limits if limit.isdigit()])
 
 
-def available_bytes() -> int:
-    """Memory that can be taken now without swapping: the kernel's estimate within the cgroup's limit, or the total."""
+def available_bytes(device: str = "cpu") -> int:
+    """Memory that can be taken now without swapping: the kernel's estimate within the cgroup's limit, or the total. For
+    an accelerator ("cuda", "cuda:1"), what is free of its own."""
+    if device.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.mem_get_info(device)[0])
+    if device.startswith("mps"):
+        import torch
+
+        return max(0, int(torch.mps.recommended_max_memory()) - int(torch.mps.driver_allocated_memory()))
     available = total_bytes()
     for line in _text("/proc/meminfo").splitlines():
         if line.startswith("MemAvailable:"):

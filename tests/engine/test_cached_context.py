@@ -6,7 +6,7 @@ from engine_fakes import TRAITS, AllLogits, is_greedy, plain_logits, tiny_model
 
 from dacheng.engine import Engine, Request
 from dacheng.engine import context as context_module
-from dacheng.engine.context import CachedContext
+from dacheng.engine.context import CachedContext, Run
 from dacheng.nn.contexts import AttentionLayer
 from dacheng.protocols import SamplingParams
 
@@ -56,10 +56,10 @@ def test_logits_of_requests_that_share_steps(name, worth_padding, monkeypatch):
 
 
 def runs_of(engine: Engine) -> list:
-    """Of the next step: first row in the cache, step and lengths of each run; None for what is scattered."""
+    """Of the next step: first row in the cache, step and lengths of each run; of what is scattered, lengths."""
     context = CachedContext(engine.cache, engine.scheduler.schedule())
-    singles = context._group(AttentionLayer(0), torch.zeros(1)).singles
-    return [(one[0].first, one[0].step, one[0].lengths) if isinstance(one, tuple) else None for one in singles]
+    singles = [one.tokens for one in context._group(AttentionLayer(0), torch.zeros(1)).singles]
+    return [(one.first, one.step, one.lengths) if isinstance(one, Run) else one.lengths for one in singles]
 
 
 def test_neighbours_attend_together_unless_padding_costs_more():
@@ -84,6 +84,24 @@ def test_a_hole_left_by_a_finished_request_splits_the_neighbours():
     drive(engine)
     for request in (requests[0], *requests[2:]):
         assert len(request.token_ids) == 12 and is_greedy(model, request.prompt_token_ids, request.token_ids)
+
+
+def test_those_that_share_a_beginning_are_gathered(monkeypatch):
+    """A block of their own lies elsewhere: one call for both, each with its own length, unless that is too long."""
+    model, params = tiny_model(max_positions=192), SamplingParams(max_tokens=12, temperature=0)
+    for longest, expected in ((512, [[41, 60]]), (50, [[41], [60]])):
+        monkeypatch.setattr(context_module, "WORTH_GATHERING", longest)
+        engine = Engine(model, max_batch=4)
+        engine.generate([list(range(33))], SamplingParams(max_tokens=1, temperature=0))
+        held = Request(list(range(100, 120)), params)  # takes the block behind the shared one
+        requests = [held, *(Request([*range(32), i, *range(length)], params) for i, length in ((200, 7), (201, 26)))]
+        for request in requests:
+            engine.add(request)
+        engine.step()
+        assert [found for found in runs_of(engine) if isinstance(found, list)] == expected
+        drive(engine)
+        for request in requests:
+            assert is_greedy(model, request.prompt_token_ids, request.token_ids)
 
 
 def test_nobody_is_padded_over_what_another_one_holds():

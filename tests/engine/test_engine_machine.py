@@ -4,27 +4,54 @@ import time
 from collections import Counter
 
 import pytest
+import torch
 from engine_fakes import Scripted, tiny_model
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from dacheng.engine import Engine, Request, speculation
+from dacheng.engine.cache import KVCache
+from dacheng.engine.draft import DraftModel
+from dacheng.engine.executor import StepResult
 from dacheng.engine.readings import Scoring
 from dacheng.engine.request import Status
+from dacheng.engine.step_plan import StepPlan
 from dacheng.protocols import SamplingParams
 
 MODEL = tiny_model(window=40, window_pattern="SL", max_positions=192)
 SCRIPT = [(7 * i * i + i) % 250 for i in range(11)]  # short, so that guesses are right at times
+AFTER = {token: SCRIPT[(i + 1) % len(SCRIPT)] for i, token in enumerate(SCRIPT)}
+
+
+class Guesser:
+    """The executor of a draft model that knows the script, and is wrong at every seventh position."""
+
+    name = "guesser"
+
+    def run(self, plan: StepPlan, cache: KVCache) -> StepResult:
+        logits = torch.zeros(sum(len(chunk.logit_rows) for chunk in plan.chunks), 258)
+        for chunk, rows in plan.rows():
+            for row, position in zip(logits[rows], chunk.logit_rows):
+                assert cache.ranges(0, chunk.request.slot, position, position + 1), "there is room for what is read"
+                row[AFTER.get(chunk.text[position], 3) if position % 7 else 9] = 10.0
+        return StepResult(logits)
 
 
 class Machine(RuleBasedStateMachine):
     """A pool of a few blocks; the executor says its script, so what a text must be is known."""
 
     @initialize(
-        blocks=st.integers(3, 12), max_batch=st.integers(1, 5), extra=st.integers(0, 60), speculate=st.integers(0, 9)
+        blocks=st.integers(3, 12),
+        max_batch=st.integers(1, 5),
+        extra=st.integers(0, 60),
+        speculate=st.integers(0, 9),
+        drafted=st.booleans(),
+        kv_dtype=st.sampled_from([None, "bfloat16", "int8"]),
     )
-    def start(self, blocks: int, max_batch: int, extra: int, speculate: int) -> None:
+    def start(
+        self, blocks: int, max_batch: int, extra: int, speculate: int, drafted: bool, kv_dtype: str | None
+    ) -> None:
         self.engine = Engine(
             MODEL,
             max_batch=max_batch,
@@ -32,7 +59,14 @@ class Machine(RuleBasedStateMachine):
             cache_tokens=32 * blocks,
             executor=Scripted(SCRIPT, 258),
             speculate=speculate,
+            draft=MODEL if drafted and speculate else None,
+            kv_dtype=kv_dtype,
         )
+        drafter = self.engine.speculation.drafter
+        self.caches = [self.engine.cache]
+        if isinstance(drafter, DraftModel):
+            drafter.executor = Guesser()
+            self.caches.append(drafter.cache)
         self.requests: list[Request] = []
         self.now = 0.0
 
@@ -81,17 +115,21 @@ class Machine(RuleBasedStateMachine):
     def held_and_free_are_the_pool(self) -> None:
         if not hasattr(self, "engine"):
             return
-        cache = self.engine.cache
-        for group in cache._groups.values():
+        for group in [group for cache in self.caches for group in cache._groups.values()]:
             held = Counter(block for table in group.tables.values() for block in table.blocks[table.slid :])
             assert -1 not in held
             assert {block: refs for block, refs in enumerate(group.pool.refs) if refs} == dict(held)
             assert group.pool.free + len(held) == group.pool.size
             assert not set(group.pool._free) & set(held)
             assert {group.pool._by_key[key]: key for key in group.pool._by_key} == group.pool._key_of
+        cache = self.engine.cache
         running = [request for request in self.requests if request.status is Status.RUNNING]
         assert {request.slot for request in running} == set(next(iter(cache._groups.values())).tables)
         assert cache.open_slots == len(running) <= self.engine.scheduler.max_batch
+        drafter = self.engine.speculation.drafter
+        if isinstance(drafter, DraftModel):
+            open_ = {request.id for request in self.requests if not request.finished}
+            assert set(drafter._texts) <= open_ and drafter.cache.open_slots == len(drafter._texts)
 
     def teardown(self) -> None:
         if not hasattr(self, "engine"):
@@ -101,7 +139,7 @@ class Machine(RuleBasedStateMachine):
                 break
             self.engine.step()
         assert not self.engine.has_work, "every request ends"
-        assert all(pool.free == pool.size and not pool._tainted for pool in self.engine.cache.pools)
+        assert all(pool.free == pool.size and not pool._tainted for cache in self.caches for pool in cache.pools)
         for request in self.requests:
             assert request.finished
             written = request.token_ids if not isinstance(request, Scoring) else []

@@ -29,17 +29,29 @@ def packed_model(**traits) -> Decoder:
     return model.eval()
 
 
-def test_steps_of_all_kinds_equal_eager():
+WINDOWED = {
+    "window": 40, "window_pattern": "SL", "rope_window_theta": 500.0, "activation": "geglu_tanh",
+    "norm_placement": "both", "qk_norm": True,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("traits", "kv_dtype"),
+    [({}, None), ({}, "bfloat16"), (WINDOWED, None), ({"window": 40, "window_pattern": "S"}, "bfloat16")],
+)
+def test_steps_of_all_kinds_equal_eager(traits, kv_dtype):
     """Chunks, single tokens, hits and preemption in a small pool; logits within what the order of sums changes, with
     the packed products of both the same or not."""
     if native.library() is None:
         pytest.skip(f"no compiled kernels: {native.why_not()}")
-    model = packed_model()
+    model = packed_model(**traits)
     assert FusedCPU.why_not(model) == ""
     ids = torch.randint(0, 70, (100,), generator=torch.Generator().manual_seed(1)).tolist()
     found = []
     for executor in (Eager(model), FusedCPU(model)):
-        engine = Engine(model, max_batch=4, max_tokens_per_step=24, cache_tokens=224, executor=executor)
+        engine = Engine(
+            model, max_batch=4, max_tokens_per_step=24, cache_tokens=224, executor=executor, kv_dtype=kv_dtype
+        )
         requests = [
             AllLogits(ids[:70]),
             Scoring(ids, score_from=50),
@@ -53,6 +65,7 @@ def test_steps_of_all_kinds_equal_eager():
             engine.step()
         found.append(requests)
         assert all(request.finish_reason in ("stop", "length") for request in requests)
+        assert getattr(executor, "fallbacks", 0) == 0
     eager, fused = found
     scale = torch.cat(eager[0].logits).std()
     assert (torch.cat(eager[0].logits) - torch.cat(fused[0].logits)).abs().max() < 0.05 * scale

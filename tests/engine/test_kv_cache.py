@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from dacheng.engine.blocks import BLOCK, extend_keys, root_key
 from dacheng.engine.cache import PagedCache
-from dacheng.engine.capacity import cache_capacity
-from dacheng.engine.storage import LayerStorage
+from dacheng.engine.capacity import cache_capacity, kv_bytes_per_token
+from dacheng.engine.storage import KVFormat, LayerStorage
 from dacheng.errors import DachengError, UsageError
 from dacheng.models.cache import LayerCache
 
@@ -189,7 +189,7 @@ def test_only_blocks_that_were_used_have_memory_behind_them():
 
 def test_a_cache_that_cannot_be_is_refused_by_name():
     with pytest.raises(DachengError) as refusal:
-        LayerStorage(SPEC[0], 2**50, torch.float32, torch.device("cpu"))
+        LayerStorage(SPEC[0], 2**50, KVFormat(torch.float32), torch.float32, torch.device("cpu"))
     assert refusal.value.field == "cache_tokens" and refusal.value.remedy
 
 
@@ -206,12 +206,15 @@ def test_slots_are_reused_lowest_first():
 
 def test_the_capacity_is_what_was_asked_for_or_what_memory_allows(monkeypatch):
     spec = [LayerCache("paged", 2, 4), LayerCache("paged", 2, 4, None, 6)]  # 16 + 20 numbers a token
-    assert cache_capacity(spec, 4, wanted=1000, tokens=77) == 77
-    assert cache_capacity(spec, 4, wanted=1000, bytes_=144 * 100) == 96
+    per_token = kv_bytes_per_token(spec, KVFormat(torch.float32))
+    assert per_token == 144 and kv_bytes_per_token(spec, KVFormat(torch.bfloat16)) == 72
+    assert kv_bytes_per_token(spec, KVFormat(torch.int8)) == 36 + 4 * 2 * 4  # a scale for each key and value of a head
+    assert cache_capacity(per_token, wanted=1000, tokens=77) == 77
+    assert cache_capacity(per_token, wanted=1000, bytes_=144 * 100) == 96
     monkeypatch.setattr("dacheng.engine.capacity.available_bytes", lambda: 144 * 1000)
-    assert cache_capacity(spec, 4, wanted=200) == 200
-    assert cache_capacity(spec, 4, wanted=1000) == 384  # 40 % of 1000, in blocks
+    assert cache_capacity(per_token, wanted=200) == 200
+    assert cache_capacity(per_token, wanted=1000) == 384  # 40 % of 1000, in blocks
     for wrong in ({"tokens": 0}, {"bytes_": 144 * 31}, {"tokens": 64, "bytes_": 10**6}):
         with pytest.raises(UsageError) as refusal:
-            cache_capacity(spec, 4, wanted=1000, **wrong)
+            cache_capacity(per_token, wanted=1000, **wrong)
         assert refusal.value.field in ("cache_tokens", "cache_bytes") and refusal.value.remedy

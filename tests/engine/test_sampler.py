@@ -190,7 +190,7 @@ def test_penalties_push_a_greedy_text_off_its_own_words():
     assert said(frequency_penalty=-0.5) == [0] * 5
 
 
-@pytest.mark.parametrize("temperature", [1e-3, 1e-10, 1e-44])
+@pytest.mark.parametrize("temperature", [1e-3, 1e-10, 1e-44, 1e-308])
 def test_temperature_to_zero_is_greedy(temperature):
     logits = torch.randn(5, 50, generator=torch.Generator().manual_seed(0)) * 3
     probs = tempered(logits, torch.full((5, 1), temperature))

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from dacheng.engine import Engine, Request
 from dacheng.engine import speculation as module
-from dacheng.engine.speculation import LONGEST, SHORTEST, Lookup, Speculation
+from dacheng.engine.lookup import LONGEST, SHORTEST, Lookup
+from dacheng.engine.speculation import Speculation
 from dacheng.protocols import SamplingParams
 
 TOKENIZER = PieceTokenizer()
@@ -35,7 +36,7 @@ def test_a_draft_is_what_followed_the_last_time(known, most, data):
     for n in range(min(LONGEST, len(known)), SHORTEST - 1, -1):
         ends = [stop for stop in range(n, len(known)) if known[stop - n : stop] == known[-n:]]
         if ends:
-            expected = known[ends[-1] : ends[-1] + min(most, lookup.most)]
+            expected = known[ends[-1] : ends[-1] + most]
             break
     assert lookup.draft(known, most) == expected
 

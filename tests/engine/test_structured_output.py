@@ -9,7 +9,7 @@ import jsonschema
 import pytest
 import torch
 
-from dacheng.engine import Engine
+from dacheng.engine import Engine, speculation
 from dacheng.errors import UsageError
 from dacheng.models.decoder import Decoder
 from dacheng.models.traits import DecoderTraits
@@ -80,6 +80,24 @@ def test_the_same_alone_and_with_guessed_tokens(temperature):
     assert together[0].token_ids == alone.token_ids
     assert alone.finish_reason == "stop" and alone.text.endswith("x")
     assert together[1].text == "yes"
+
+
+def test_a_draft_model_is_held_to_the_grammar(monkeypatch):
+    """Greedy and seeded texts are those without it; drawn ones follow the grammar too. It ends where the grammar does,
+    so nothing is guessed behind the end."""
+    monkeypatch.setattr(speculation, "PLAIN_STEPS", 0)
+    monkeypatch.setattr(speculation, "TRIAL", 10**9)
+    for temperature, seed in ((0.0, None), (0.9, 3), (0.9, None)):
+        wanted = [params(Grammar.json_schema(schema), temperature=temperature, seed=seed) for schema in SCHEMAS]
+        engine = Engine(MODEL, TOKENIZER, speculate=5, draft=MODEL)
+        found = engine.generate(["{"] * len(wanted), wanted)
+        assert engine.metrics["tokens_accepted"] > 0.9 * engine.metrics["tokens_drafted"] > 0
+        for completion, schema in zip(found, SCHEMAS):
+            if completion.finish_reason == "stop":
+                jsonschema.validate(json.loads(completion.text), schema)
+        if temperature == 0 or seed is not None:
+            alone = Engine(MODEL, TOKENIZER).generate(["{"] * len(wanted), wanted)
+            assert [one.token_ids for one in found] == [one.token_ids for one in alone]
 
 
 def test_choices_end_where_nothing_can_follow():

@@ -66,7 +66,7 @@ def test_unknown_keys_that_are_off_or_not_the_models_are_noted(tmp_path, goldens
         ("qwen2.block_count", "two", "must be an integer"),
         ("qwen2.attention.head_count_kv", [1, 2], "differs from layer to layer"),
         ("qwen2.embedding_length", 17, "is not the width"),
-        ("qwen2.attention.layer_norm_rms_epsilon", float("nan"), "must be a number"),
+        ("qwen2.attention.layer_norm_rms_epsilon", float("nan"), "must be a positive number"),
         ("qwen2.rope.scaling.type", "longrope2", "unknown kind"),
         ("qwen2.rope.scaling.attn_factor", 1.5, "scales attention"),
         ("general.type", "adapter", "holds no model"),

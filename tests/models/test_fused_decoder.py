@@ -72,6 +72,12 @@ CASES = {
     },
     "scales, offset norms": {"norm_offset": True, "embedding_scale": 3.0, "attention_scale": 0.3},
     "narrow values": {"heads": 2, "kv_heads": 1, "head_width": 128, "width": 32},
+    "gemma 3": {
+        "activation": "geglu_tanh", "norm_placement": "both", "norm_offset": True, "qk_norm": True,
+        "qk_norm_weight": True, "window": 40, "window_pattern": "SL", "rope_window_theta": 500.0,
+        "embedding_scale": 8.0,
+    },
+    "windows everywhere": {"window": 33, "window_pattern": "S"},
 }  # fmt: skip
 
 
@@ -105,8 +111,9 @@ def test_prompts_and_single_tokens_come_out_as_the_model_has_them(case, threads)
     assert differences.max() < 0.08 and differences.quantile(0.1) < 2e-6, differences
 
 
-def test_a_row_comes_out_the_same_in_every_batch():
-    model = packed_model("Q4_1")
+@pytest.mark.parametrize("case", ["llama", "gemma 3"])
+def test_a_row_comes_out_the_same_in_every_batch(case):
+    model = packed_model("Q4_1", **CASES[case])
     fused, ids = FusedDecoder(model), torch.randint(0, 70, (3, 300), generator=torch.Generator().manual_seed(1))
     pages, single = Pages(model.traits, 3, 304, 16), Pages(model.traits, 3, 304, 16)
     where, text = torch.arange(300), torch.arange(3)
@@ -152,9 +159,8 @@ def test_a_nan_reaches_its_own_logits_and_no_others():
     [
         {"activation": "geglu"},
         {"norm": "layer"},
-        {"window": 8, "window_pattern": "SL"},
         {"logit_soft_cap": 5.0},
-        {"norm_placement": "both"},
+        {"norm_placement": "post"},
         {"head_width": 16},
         {"mlp_width": 80},
     ],
@@ -181,6 +187,7 @@ def test_every_trait_was_thought_of():
         "vocab_size", "width", "layers", "heads", "kv_heads", "head_width", "mlp_width", "norm_eps", "norm_weight",
         "norm_offset", "rope_theta", "rope_scaling", "rope_fraction", "rope_interleaved", "rope_window_theta",
         "max_positions", "tied_head", "embedding_scale", "attention_bias", "output_bias", "attention_scale", "mlp_bias",
-        "qk_norm", "qk_norm_weight", "window_pattern", "embedding_norm", "ngram_longest", "initializer_range",
+        "qk_norm", "qk_norm_weight", "window", "window_pattern", "activation", "norm_placement",
+        "embedding_norm", "ngram_longest", "initializer_range",
     }  # fmt: skip
     assert {field.name for field in fields(DecoderTraits)} == free | set(_NEEDED)

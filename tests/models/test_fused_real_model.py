@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dacheng.formats.model_directory import load_model
-from dacheng.formats.packages import MODELS, package_file
+from dacheng.formats.packages import MODELS, gguf_of, package_file
 from dacheng.models.fused import FusedDecoder
 from dacheng.nn.contexts import DenseCausal
 from dacheng.nn.packed import use_exact
@@ -58,3 +58,28 @@ def test_the_next_token_hardly_changes():
         fused = logits.log_softmax(-1)
         assert divergence(exact, fused) < 0.005
         assert (fused.argmax(-1) == exact.argmax(-1)).float().mean() > 0.93
+
+
+@pytest.mark.slow
+def test_gemma_is_run_whole_with_its_windows(tmp_path):
+    """700 tokens, so that its windows of 512 slide: the last ones against the model itself with exact products."""
+    if native.library() is None:
+        pytest.skip(f"no compiled kernels: {native.why_not()}")
+    if package_file(*MODELS["gemma3-270m"].parts[0]) is None:
+        pytest.skip(f"the model is absent: {MODELS['gemma3-270m'].command}")
+    path = gguf_of(MODELS["gemma3-270m"], tmp_path)
+    loaded = load_model(path, packed=True, weights_memory="small")
+    model, t = loaded.model, loaded.model.traits
+    assert t.window == 512
+    ids = torch.tensor((loaded.tokenizer.encode(TEXT) * 8)[:700])
+    n, last = len(ids), torch.arange(660, 700)
+    use_exact(model)
+    with torch.inference_mode():
+        exact = model.head(model(ids[None], torch.arange(n)[None], DenseCausal())[0, last]).log_softmax(-1)
+    use_exact(model, False)
+    keys, values = ([torch.zeros(1, t.n_kv_heads, n, t.head_size) for _ in range(t.layers)] for _ in "kv")
+    zeros, table = torch.zeros(n, dtype=torch.long), torch.zeros(1, 1, dtype=torch.long)
+    view = CacheView(keys, values, table, n, 0, n * t.head_size, t.head_size)
+    logits, _ = FusedDecoder(model).run(ids, torch.arange(n), zeros, view, last)
+    fused = logits.log_softmax(-1)
+    assert divergence(exact, fused) < 0.05 and (fused.argmax(-1) == exact.argmax(-1)).float().mean() > 0.9

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -29,6 +29,10 @@ def generate(
     seed: int | None = None,
     stop: Annotated[tuple[str, ...], Parameter(allow_leading_hyphen=True)] = (),
     n: int = 1,
+    speculate: int = 0,
+    draft_model: str | None = None,
+    kv_dtype: Literal["float32", "bfloat16", "int8"] | None = None,
+    deterministic: bool = False,
     json: bool = False,
 ) -> int:
     """Continues a prompt, and prints the continuation as it comes.
@@ -61,6 +65,14 @@ def generate(
         A string that ends the text; may be given several times.
     n
         How many continuations.
+    speculate
+        Tokens guessed at a time, while that pays: looked up in the text, or by --draft-model. The same text, sooner.
+    draft_model
+        A small model with the same vocabulary, that guesses.
+    kv_dtype
+        How keys and values are kept: as the weights by default; int8 takes a quarter of float32.
+    deterministic
+        The same text to the bit, however it is computed; slower.
     json
         One JSON document on stdout.
     """
@@ -69,10 +81,14 @@ def generate(
     text = _prompt(prompt, prompt_file)
     if n < 1:
         raise UsageError("at least one continuation", field="--n", value=n, remedy="--n 1")
+    if draft_model is not None and speculate < 1:
+        raise UsageError("a draft model guesses nothing", field="--speculate", value=speculate, remedy="--speculate 4")
     directory = find_model(model)
+    draft_directory = None if draft_model is None else find_model(draft_model)
 
     from dacheng.cli.console import print_json, use_threads
     from dacheng.engine.engine import Engine
+    from dacheng.formats.draft import load_draft
     from dacheng.formats.model_directory import load_model
     from dacheng.protocols import SamplingParams
 
@@ -90,7 +106,10 @@ def generate(
         seed=seed,
         stop=stop,
     )
-    engine = Engine(loaded.model, loaded.tokenizer)
+    draft = None if draft_directory is None else load_draft(draft_directory, loaded)
+    engine = Engine(
+        loaded.model, loaded.tokenizer, speculate=speculate, draft=draft, kv_dtype=kv_dtype, deterministic=deterministic
+    )
     if not json and n == 1:
         _stream(engine, text, params)
         return 0

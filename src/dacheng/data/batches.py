@@ -25,8 +25,8 @@ IGNORED = -100
 class TokenBatch:
     """One micro-batch. tokens, targets, positions: (B, T) int64.
 
-    targets[b, t] is the token that follows tokens[b, t] in its document, or -100: at a document's end and in the
-    padding. positions begin at 0 with each piece.
+    targets[b, t] is the token that follows tokens[b, t] in its document, or -100: at a document's end, in the
+    padding, and where the shard says that it is no target. positions begin at 0 with each piece.
 
     document_ids (B, T) int64 number a row's pieces from 0, with -1 for padding: attention stays within equal numbers.
     None where no row holds more than one piece, so that plain causal attention is the same (padding only follows).
@@ -222,12 +222,15 @@ def read_rows(shards: TokenShards, packing: PackingIndex, rows: list[int]) -> To
         several |= bool(last - first > 1)
         at = 0
         for number, piece in enumerate(range(first, last)):
-            source = shards[packing.shard[piece]].tokens
+            shard = shards[packing.shard[piece]]
+            source = shard.tokens
             start, length = int(packing.start[piece]), int(packing.length[piece])
             end, goes_on = at + length, int(packing.continues[piece])
             tokens[b, at:end] = source[start : start + length]
             # Targets are the tokens one further; after the last there is one only where the document was cut.
-            targets[b, at : end - 1 + goes_on] = source[start + 1 : start + length + goes_on]
+            ahead = slice(start + 1, start + length + goes_on)
+            wanted = source[ahead] if shard.targets is None else np.where(shard.targets[ahead], source[ahead], IGNORED)
+            targets[b, at : end - 1 + goes_on] = wanted
             positions[b, at:end] = steps[:length]
             document_ids[b, at:end] = number
             at = end

@@ -116,13 +116,16 @@ def _sync(file: IO[bytes]) -> None:
 
 @dataclass(frozen=True, eq=False)
 class TokenShard:
-    """One memory-mapped shard. `tokens` (all ids), `starts` and `lengths` (documents; both in tokens, int64)."""
+    """One memory-mapped shard. `tokens` (all ids), `starts` and `lengths` (documents; both in tokens, int64).
+
+    targets: which of the tokens are to be predicted (bool, as many as tokens); None: all."""
 
     prefix: Path
     tokens: Tokens = field(repr=False)
     starts: npt.NDArray[np.int64] = field(repr=False)
     lengths: npt.NDArray[np.int64] = field(repr=False)
     digest: str | None = None  # sha256 of .idx and .bin, where the writer's manifest has it
+    targets: npt.NDArray[np.bool_] | None = field(default=None, repr=False)
 
     @classmethod
     def open(cls, prefix: Path | str, digest: str | None = None) -> TokenShard:

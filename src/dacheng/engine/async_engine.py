@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from dacheng.engine.adapters import need_bank
 from dacheng.engine.engine import Engine
 from dacheng.engine.output import StepOutput
 from dacheng.engine.readings import Embedding
 from dacheng.engine.request import Request
+from dacheng.engine.turns import Turns
 from dacheng.errors import DachengError
 from dacheng.protocols import SamplingParams
 
@@ -45,11 +49,15 @@ class AsyncEngine:
     """`Engine.step` on a thread of its own; everything else is called from one asyncio loop.
 
     max_waiting: requests that may wait for a place in the batch. watchdog_s: a step that takes longer is taken to hang:
-    `healthy` is False as long as it lasts. The engine belongs to the thread from `start` to the end of `stop`.
+    `healthy` is False as long as it lasts. turns: shared by the engines of one process, which step one after the other.
+    The engine belongs to the thread from `start` to the end of `stop`.
     """
 
-    def __init__(self, engine: Engine, *, max_waiting: int = 64, watchdog_s: float = 60.0) -> None:
+    def __init__(
+        self, engine: Engine, *, max_waiting: int = 64, watchdog_s: float = 60.0, turns: Turns | None = None
+    ) -> None:
         self.engine, self.max_waiting, self.watchdog_s = engine, max_waiting, watchdog_s
+        self._turns: contextlib.AbstractContextManager[None] = contextlib.nullcontext() if turns is None else turns
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._wake = threading.Condition()
@@ -94,22 +102,27 @@ class AsyncEngine:
         *,
         deadline_s: float | None = None,
         salt: str = "",
+        adapter: str = "",
     ) -> AsyncGenerator[StepOutput, None]:
         """The outputs of one request as they come; the last has a finish_reason. Closing the iterator, or cancelling
         the task that waits for it, ends the request within a step.
 
-        deadline_s: seconds from now after which it ends. salt: see Request. Raises QueueFull at once, and what
+        deadline_s: seconds from now after which it ends. salt, adapter: see Request. Raises QueueFull at once, and what
         Engine.add raises before the first item. "error" is a finish_reason (output.error says why), not an exception.
         """
         self._refuse_if_full()
-        return self._generate(prompt, params, deadline_s, salt)
+        return self._generate(prompt, params, deadline_s, salt, adapter)
 
     async def _generate(
-        self, prompt: str | Sequence[int], params: SamplingParams, deadline_s: float | None, salt: str
+        self, prompt: str | Sequence[int], params: SamplingParams, deadline_s: float | None, salt: str, adapter: str
     ) -> AsyncGenerator[StepOutput, None]:
         self._refuse_if_full()
         deadline = None if deadline_s is None else time.monotonic() + deadline_s
-        request = Request(self.engine.encode(prompt), params, deadline=deadline, salt=salt)
+        request = Request(self.engine.encode(prompt), params, deadline=deadline, salt=salt, adapter=adapter)
+        if params.grammar is not None:  # compiled here, not between two steps of the others
+            grammar = params.grammar
+            await asyncio.to_thread(lambda: self.engine.grammars.matcher(grammar))
+            self._refuse_if_full()
         outputs: asyncio.Queue[StepOutput] = asyncio.Queue()
         added = self._submit(lambda: self._texts.update({self.engine.add(request): (request, outputs)}))
         finished = False
@@ -123,10 +136,10 @@ class AsyncEngine:
             if not finished:
                 self._tell(lambda: self._cancel(request))
 
-    async def embed(self, texts: list[list[int]]) -> list[Tensor]:
+    async def embed(self, texts: list[list[int]], *, adapter: str = "") -> list[Tensor]:
         """One vector (D,) of length 1 per list of token ids. Raises as `generate` does."""
         self._refuse_if_full()
-        requests = [Embedding(ids) for ids in texts]
+        requests = [Embedding(ids, adapter=adapter) for ids in texts]
         vectors: list[Tensor] = []
         try:
             for start in range(0, len(requests), self.engine.scheduler.max_batch):  # no more wait than can run
@@ -142,6 +155,17 @@ class AsyncEngine:
         vector: asyncio.Future[Tensor] = self._loop.create_future()
         await self._submit(lambda: self._embeddings.update({self.engine.add(request): (request, vector)}))
         return await vector
+
+    async def load_adapter(self, name: str, path: Path | str) -> None:
+        """Reads a PEFT directory in a thread, and puts it on the model between two steps. Raises as AdapterBank."""
+        bank = need_bank(self.engine.adapters)
+        adapter = await asyncio.to_thread(bank.read, path)
+        await self._submit(lambda: bank.install(name, adapter))
+
+    async def unload_adapter(self, name: str) -> None:
+        """No request gets it from now on; those that have it go on to their end."""
+        bank = need_bank(self.engine.adapters)
+        await self._submit(lambda: bank.unload(name))
 
     @property
     def healthy(self) -> bool:
@@ -166,7 +190,7 @@ class AsyncEngine:
             turns = waiting / self.engine.scheduler.max_batch
             raise QueueFull(self.max_waiting, max(1.0, turns * self._request_s))
 
-    def _submit(self, add: Callable[[], None]) -> asyncio.Future[None]:
+    def _submit(self, add: Callable[[], object]) -> asyncio.Future[None]:
         """Runs `add` on the thread; the future has what it raised."""
         assert self._loop is not None
         loop, done = self._loop, self._loop.create_future()
@@ -212,9 +236,10 @@ class AsyncEngine:
             while self._listen():
                 if not self.engine.has_work:
                     continue
-                self._step_started = time.monotonic()
                 try:
-                    outputs = self.engine.step()
+                    with self._turns:
+                        self._step_started = time.monotonic()
+                        outputs = self.engine.step()
                     failures = 0
                 except Exception as error:
                     failures += 1

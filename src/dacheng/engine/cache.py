@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dacheng.engine.blocks import BLOCK, BlockPool, blocks_for
-from dacheng.engine.storage import LayerStorage, Ranges
+from dacheng.engine.storage import LayerStorage, Ranges, kv_format
 from dacheng.models.cache import LayerCache
 
 PADDED_BLOCKS = 4  # how far behind a text's end a padded read may go (see context.WORTH_PADDING)
@@ -19,7 +19,9 @@ PADDED_BLOCKS = 4  # how far behind a text's end a padded read may go (see conte
 
 class KVCache(Protocol):
     """What the scheduler and the attention ask of a cache. A token is addressed by slot and position, never by where
-    it lies."""
+    it lies. keeps_all: what is read is what was written, to the bit."""
+
+    keeps_all: bool
 
     def open(self) -> int:
         """A free slot, for one request."""
@@ -68,6 +70,10 @@ class KVCache(Protocol):
 
     def read(self, layer: int, ranges: Ranges) -> tuple[Tensor, Tensor]:
         """Keys and values there: (K, T, E) each."""
+        ...
+
+    def read_at(self, layer: int, places: Tensor) -> tuple[Tensor, Tensor]:
+        """Those of N rows: (K, N, E) each."""
         ...
 
     def read_rows(self, layer: int, first: int, step: int, count: int, rows: int) -> tuple[Tensor, Tensor]:
@@ -148,7 +154,8 @@ class PagedCache:
     """Blocks of 32 tokens, shared by texts that begin alike (Kwon et al. 2023, PagedAttention).
 
     spec: the model's cache_spec(). max_tokens: what layers that see everything hold, of all slots together. A window
-    layer holds what its window needs for `max_slots` texts, of which one step computes `max_step` tokens.
+    layer holds what its window needs for `max_slots` texts, of which one step computes `max_step` tokens. dtype: what
+    is read; kv_dtype: what is kept (see storage.kv_format).
     """
 
     def __init__(
@@ -159,9 +166,12 @@ class PagedCache:
         max_tokens: int,
         max_step: int = 512,
         dtype: torch.dtype = torch.float32,
+        kv_dtype: torch.dtype | str | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.max_slots = max_slots
+        """Raises UsageError for a kv_dtype that there is not."""
+        self.max_slots, self.format = max_slots, kv_format(kv_dtype, dtype)
+        self.keeps_all = self.format.dtype == dtype  # what is read is what was written
         self._free_slots = list(range(max_slots))  # a heap: the lowest first
         self._groups: dict[int | None, _Group] = {}
         self._group_of: list[_Group] = []
@@ -172,7 +182,7 @@ class PagedCache:
             if window not in self._groups:
                 self._groups[window] = _Group(window, self._size(window, max_tokens, max_step), max_slots)
             group = self._groups[window]
-            self._layers.append(LayerStorage(layer, group.pool.size, dtype, torch.device(device)))
+            self._layers.append(LayerStorage(layer, group.pool.size, self.format, dtype, torch.device(device)))
             group.layers.append(self._layers[-1])
             self._group_of.append(group)
 
@@ -294,6 +304,9 @@ class PagedCache:
 
     def read(self, layer: int, ranges: Ranges) -> tuple[Tensor, Tensor]:
         return self._layers[layer].read(ranges)
+
+    def read_at(self, layer: int, places: Tensor) -> tuple[Tensor, Tensor]:
+        return self._layers[layer].read_at(places)
 
     def read_rows(self, layer: int, first: int, step: int, count: int, rows: int) -> tuple[Tensor, Tensor]:
         return self._layers[layer].read_rows(first, step, count, rows)

@@ -9,17 +9,22 @@ from typing import cast
 
 import torch
 
+from dacheng.adapt.bank import AdapterBank
+from dacheng.engine.adapters import check_adapter, hold_adapter, let_go
+from dacheng.engine.admission import check_tokens, longest_context
 from dacheng.engine.blocks import root_key
-from dacheng.engine.cache import PagedCache
-from dacheng.engine.capacity import cache_capacity
-from dacheng.engine.executor import Eager, Executor, StepResult
+from dacheng.engine.capacity import make_caches
+from dacheng.engine.draft import DraftModel, check_draft
+from dacheng.engine.executor import Executor, StepResult
+from dacheng.engine.executors import chosen_executor, fastest
 from dacheng.engine.faces import Faces, Tokenizer
+from dacheng.engine.figures import stats_of
 from dacheng.engine.grammar import GrammarCompiler, Vocabulary
 from dacheng.engine.output import StepOutput
 from dacheng.engine.params import check_params
 from dacheng.engine.readings import Reading
 from dacheng.engine.request import Request, Status
-from dacheng.engine.sampler import Choice, SamplerState, prompt_logprobs, sample
+from dacheng.engine.sampler import Choice, SamplerState, prompt_logprobs, sample, sample_each
 from dacheng.engine.scheduler import Scheduler
 from dacheng.engine.speculation import Speculation
 from dacheng.engine.step_plan import Chunk, StepPlan
@@ -39,8 +44,11 @@ class Engine(Faces):
     cache_bytes: how many tokens' keys and values are kept, of all requests together; by default what max_batch requests
     of max_context need, but no more than a share of the memory that is free (see capacity.py). prefix_cache: whether a
     text that begins like an earlier one finds that beginning computed. speculate: tokens that are guessed for a request
-    in one step, at most, while that pays (see speculation.py); 0 is off. seed: of the seeds of requests that bring
-    none.
+    in one step, at most, while that pays (see speculation.py); 0 is off. draft: a small model with the same vocabulary
+    that guesses them, in place of looking them up in the text. kv_dtype: how keys and values are kept ("float32",
+    "bfloat16", "int8"); as the weights by default. deterministic: greedy texts, and those of a seed, are the same to
+    the bit of each log-probability whatever else runs, slower (see deterministic.py). adapters: what a Request.adapter
+    may name. seed: of the seeds of requests that bring none.
 
     Requests may be added and cancelled between any two steps. Everything that came of one stays on the Request, so
     `generate`, `stream` and a caller's own loop over `step` may share an engine (not threads: one thread drives it).
@@ -59,39 +67,37 @@ class Engine(Faces):
         cache_bytes: int | None = None,
         prefix_cache: bool = True,
         speculate: int = 0,
+        draft: Decoder | None = None,
+        kv_dtype: torch.dtype | str | None = None,
+        deterministic: bool = False,
         executor: Executor | None = None,
+        adapters: AdapterBank | None = None,
         seed: int = 0,
     ) -> None:
         """Raises UsageError when the limits contradict each other or the model."""
         traits = model.traits
-        self.max_context = traits.longest_text if max_context is None else max_context
-        if not 1 < self.max_context <= traits.longest_text:
-            raise UsageError(
-                "the context must hold a prompt and a token, and the model has positions only so far",
-                field="max_context",
-                value=max_context,
-                remedy=f"from 2 to {traits.longest_text}",
-            )
+        self.max_context = longest_context(traits, max_context)
         self.model, self.tokenizer, self.prefix_cache = model, tokenizer, prefix_cache
         # Rows past the tokenizer's vocabulary (padding of the matrix) mean nothing and are never sampled.
         self.vocab_size = traits.vocab_size if tokenizer is None else min(traits.vocab_size, tokenizer.vocab_size)
-        self.executor = Eager(model) if executor is None else executor
-        weights, spec = next(model.parameters()), model.cache_spec()
-        wanted = max(1, max_batch) * self.max_context
-        self.cache = PagedCache(
-            spec,
-            max_slots=max(1, max_batch),
-            max_tokens=cache_capacity(
-                spec, weights.dtype.itemsize, wanted=wanted, tokens=cache_tokens, bytes_=cache_bytes
-            ),
-            max_step=max_tokens_per_step,
-            dtype=weights.dtype,
-            device=weights.device,
-        )
+        self.deterministic, self.adapters = deterministic, adapters
+        if draft is not None:
+            check_draft(draft, model, speculate)
+        self.cache, *others = make_caches(
+            [model] if draft is None else [model, draft], kv_dtype=kv_dtype, max_batch=max_batch,
+            max_context=self.max_context, max_step=max_tokens_per_step, tokens=cache_tokens, bytes_=cache_bytes,
+        )  # fmt: skip
+        self.executor = chosen_executor(model, executor, self.cache, deterministic, adapters)
         self.scheduler = Scheduler(
             self.cache, max_batch=max_batch, max_tokens_per_step=max_tokens_per_step, max_context=self.max_context
         )
         self.speculation = Speculation(speculate)
+        if draft is not None:
+            self.speculation.drafter = DraftModel(
+                draft, others[0], fastest(draft, others[0]), vocab_size=self.vocab_size, seed=seed,
+                draws=not deterministic,
+            )  # fmt: skip
+        self._sample = sample_each if deterministic else sample
         self.metrics: Counter[str] = Counter()
         self.weights_version = 0
         self._requests: dict[int, Request] = {}  # those that are not finished
@@ -107,10 +113,11 @@ class Engine(Faces):
         self.check(request)
         if not isinstance(request, Reading):
             self._prepare(request)
+        hold_adapter(self.adapters, request)
         request.id, request.added_at = self._added, time.perf_counter()
         # Without a prefix cache each request is a tenant of its own.
         salt = request.salt if self.prefix_cache else f"{request.id}"
-        request.key_root = root_key(salt, "", str(self.weights_version))
+        request.key_root = root_key(salt, str(request.adapter_number), str(self.weights_version))
         self._added += 1
         self._requests[request.id] = request
         self.scheduler.add(request)
@@ -196,7 +203,8 @@ class Engine(Faces):
             logits = result.logits[:, : self.vocab_size]
             if [row + depth for _, row in live] != list(range(len(logits))):
                 logits = logits[[row + depth for _, row in live]]
-            choices = sample(logits, [chunk.request.sampler for chunk, _ in live if chunk.request.sampler is not None])
+            states = [chunk.request.sampler for chunk, _ in live if chunk.request.sampler is not None]
+            choices = self._sample(logits, states, [chunk.proposal(depth) for chunk, _ in live])
             going_on = []
             for (chunk, row), choice in zip(live, choices):
                 request = chunk.request
@@ -214,13 +222,15 @@ class Engine(Faces):
             self.speculation.learn(chunk.request, drafted, accepted)
         return list(outputs.values())
 
-    @staticmethod
-    def _read_prompt(request: Request, chunk: Chunk, logits_RV: torch.Tensor) -> None:
+    def _read_prompt(self, request: Request, chunk: Chunk, logits_RV: torch.Tensor) -> None:
         assert request.params.prompt_logprobs is not None
         if request.prompt_logprobs is None:
             request.prompt_logprobs = [None]
         targets = request.prompt_token_ids[chunk.start + 1 : chunk.stop + 1]
-        request.prompt_logprobs += prompt_logprobs(logits_RV[: len(targets)], targets, request.params.prompt_logprobs)
+        size = 1 if self.deterministic else max(1, len(targets))  # a sum over many rows may go another way
+        for i in range(0, len(targets), size):
+            rows, own = logits_RV[i : i + size], targets[i : i + size]
+            request.prompt_logprobs += prompt_logprobs(rows[: len(own)], own, request.params.prompt_logprobs)
 
     def _advance(self, request: Request, choice: Choice, output: StepOutput) -> bool:
         """Gives a request its next token, and ends it when that was the last: then False."""
@@ -256,7 +266,9 @@ class Engine(Faces):
         self, request: Request, reason: str, output: StepOutput | None = None, error: DachengError | None = None
     ) -> StepOutput:
         self.scheduler.drop(request)
+        self.speculation.forget(request)
         del self._requests[request.id]
+        let_go(self.adapters, request)
         self.metrics[f"finished_{reason}"] += 1
         output = StepOutput(request.id) if output is None else output
         if reason == "error":
@@ -280,18 +292,8 @@ class Engine(Faces):
         if request.params.grammar is not None:
             self.grammars.matcher(request.params.grammar)  # kept: the second time it costs nothing
         self.scheduler.check(request)
-        for token in (min(request.prompt_token_ids), max(request.prompt_token_ids)):
-            if not 0 <= token < self.model.traits.vocab_size:
-                raise DachengError(
-                    "a token id is outside the model's vocabulary",
-                    field="prompt_token_ids",
-                    value=token,
-                    remedy=f"use the model's own tokenizer: ids below {self.model.traits.vocab_size}",
-                )
-        if request.params.stop and self.tokenizer is None:
-            raise UsageError(
-                "stop strings need a tokenizer", field="stop", value=request.params.stop, remedy="use stop_token_ids"
-            )
+        check_adapter(self.adapters, request.adapter)
+        check_tokens(request, self.model.traits.vocab_size, self.tokenizer)
 
     def _prepare(self, request: Request) -> None:
         params = request.params
@@ -316,16 +318,4 @@ class Engine(Faces):
 
     def stats(self) -> dict[str, float]:
         """Counts and gauges by vLLM's names."""
-        counts, metrics = self.scheduler.counts, self.metrics
-        return {
-            "num_requests_running": float(len(self.scheduler.running)),
-            "num_requests_waiting": float(len(self.scheduler.waiting)),
-            "kv_cache_usage": self.cache.usage,
-            "prefix_cache_queries": float(counts["prefix_cache_queries"]),
-            "prefix_cache_hits": float(counts["prefix_cache_hits"]),
-            "prompt_tokens": float(metrics["prompt_tokens"]),
-            "generation_tokens": float(metrics["tokens_generated"]),
-            "preemptions": float(counts["preemptions"]),
-            "spec_decode_num_draft_tokens": float(metrics["tokens_drafted"]),
-            "spec_decode_num_accepted_tokens": float(metrics["tokens_accepted"]),
-        }
+        return stats_of(self)

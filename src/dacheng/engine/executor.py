@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -12,6 +13,7 @@ from dacheng.engine.cache import KVCache
 from dacheng.engine.context import CachedContext
 from dacheng.engine.step_plan import StepPlan
 from dacheng.models.decoder import Decoder
+from dacheng.nn.lora import AdapterRows
 
 
 @dataclass(slots=True)
@@ -57,6 +59,7 @@ class Eager:
     def __init__(self, model: Decoder) -> None:
         self.model = model
         self.device = next(model.parameters()).device
+        self.rows: AdapterRows | None = None  # of a model with adapters
 
     @torch.inference_mode()
     def run(self, plan: StepPlan, cache: KVCache) -> StepResult:
@@ -73,12 +76,22 @@ class Eager:
     def _run(self, plan: StepPlan, cache: KVCache) -> StepResult:
         tokens, positions, wanted = flat(plan)
         inputs = torch.tensor([tokens, positions], device=self.device).unsqueeze(1)  # (2, 1, N)
-        hidden = self.model(inputs[0], inputs[1], CachedContext(cache, plan))[0]  # (N, D)
-        if len(wanted) < len(tokens):
-            logits = self.model.head(hidden[torch.tensor(wanted, dtype=torch.long, device=self.device)])
-        else:
-            logits = self.model.head(hidden)
+        numbers = [chunk.request.adapter_number for chunk in plan.chunks for _ in range(chunk.count)]
+        with self._through(numbers):
+            hidden = self.model(inputs[0], inputs[1], CachedContext(cache, plan))[0]  # (N, D)
+        with self._through([numbers[row] for row in wanted]):
+            if len(wanted) < len(tokens):
+                logits = self.model.head(hidden[torch.tensor(wanted, dtype=torch.long, device=self.device)])
+            else:
+                logits = self.model.head(hidden)
         return StepResult(logits, self.hidden_sums(plan, hidden))
+
+    def _through(self, numbers: list[int]) -> AbstractContextManager[None]:
+        """Rows go through the adapters of these numbers; where none has one, as the model does by itself."""
+        if self.rows is None or not any(numbers):
+            return nullcontext()
+        chosen = [number or self.rows.default for number in numbers]
+        return self.rows.use(torch.tensor(chosen, device=self.device))
 
     @staticmethod
     def hidden_sums(plan: StepPlan, hidden_ND: Tensor) -> dict[int, Tensor]:

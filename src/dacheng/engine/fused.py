@@ -15,22 +15,32 @@ from dacheng.ops.decoder_step import CacheView
 
 class FusedCPU:
     """A whole step in one compiled call that follows the block tables (dacheng.models.fused). Raises ValueError where
-    `why_not` says why; steps of a cache that it can't read (windows) go to Eager and are counted in `fallbacks`."""
+    `why_not` says why; steps of a cache that it can't read (see `supports`) go to Eager and are counted in
+    `fallbacks`."""
 
     name = "fused-cpu"
+    invariant = True  # see deterministic.py
 
     def __init__(self, model: Decoder) -> None:
         self._step = FusedDecoder(model)
         self._eager = Eager(model)
         self.fallbacks = 0
+        windows = [model.traits.layer_window(layer) is not None for layer in range(model.traits.layers)]
+        # A layer of each kind: those that see everything have one table a text, those with a window another.
+        self._kinds = [windows.index(kind) for kind in (False, True) if kind in windows]
 
     @staticmethod
     def why_not(model: Decoder) -> str:
         """Why this model, or this machine, has no fused step; "" when it has one."""
         return why_not_fused(model)
 
+    @staticmethod
+    def supports(cache: KVCache) -> bool:
+        """It reads pages of float32 or bfloat16."""
+        return isinstance(cache, PagedCache) and cache.format.dtype in (torch.float32, torch.bfloat16)
+
     def run(self, plan: StepPlan, cache: KVCache) -> StepResult:
-        if not isinstance(cache, PagedCache) or len(cache.pools) > 1:
+        if not isinstance(cache, PagedCache) or not self.supports(cache):
             self.fallbacks += 1
             return self._eager.run(plan, cache)
         tokens, positions, wanted = flat(plan)
@@ -44,18 +54,21 @@ class FusedCPU:
         )
         return StepResult(logits, self._eager.hidden_sums(plan, hidden))
 
-    @staticmethod
-    def _view(plan: StepPlan, cache: PagedCache) -> CacheView:
-        tables = [cache.table(0, chunk.request.slot) for chunk in plan.chunks]
-        width = max(map(len, tables))
-        storages = cache.storages
-        first = storages[0].k
-        return CacheView(
-            keys=[storage.k for storage in storages],
-            values=[storage.v for storage in storages],
-            tables=torch.tensor([table + [0] * (width - len(table)) for table in tables]),
-            block_tokens=BLOCK,
-            block_stride=BLOCK * first.shape[-1],
-            head_stride=first.stride(0),
-            token_stride=first.shape[-1],
-        )
+    def _view(self, plan: StepPlan, cache: PagedCache) -> CacheView:
+        view: CacheView | None = None
+        for layer in reversed(self._kinds):
+            tables = [cache.table(layer, chunk.request.slot) for chunk in plan.chunks]
+            width = max(map(len, tables))
+            stored = cache.storage(layer).k
+            view = CacheView(
+                keys=[storage.k for storage in cache.storages],
+                values=[storage.v for storage in cache.storages],
+                tables=torch.tensor([table + [0] * (width - len(table)) for table in tables]),
+                block_tokens=BLOCK,
+                block_stride=BLOCK * stored.shape[-1],
+                head_stride=stored.stride(0),
+                token_stride=stored.shape[-1],
+                windowed=view,
+            )
+        assert view is not None
+        return view

@@ -3,9 +3,12 @@ grammar or one of several choices. The grammars are llguidance's; here are the t
 
 from __future__ import annotations
 
+import json
+import re
 from collections import OrderedDict
 from collections.abc import Sequence
-from threading import Lock
+from functools import cached_property
+from threading import Lock, RLock
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,7 +18,7 @@ from torch import Tensor
 from dacheng.errors import MissingExtra, UsageError
 from dacheng.protocols import Grammar
 
-__all__ = ["Grammar", "GrammarCompiler", "Matcher"]
+__all__ = ["Grammar", "GrammarCompiler", "Matcher", "embedded", "embedded_schema"]
 
 MAX_SOURCE_BYTES = 64 * 1024
 _KEPT = 64  # compiled grammars: a server is asked for the same schema again and again
@@ -44,33 +47,47 @@ class GrammarCompiler:
     """
 
     def __init__(self, tokenizer: Vocabulary, end_ids: Sequence[int] = (), vocab_size: int | None = None) -> None:
-        """Raises MissingExtra without llguidance. Takes about half a second for 50,000 tokens."""
+        """Raises MissingExtra without llguidance. Cheap: the vocabulary is built for the first grammar, which takes
+        about half a second for 50,000 tokens."""
         try:
             import llguidance
         except ImportError:
             raise MissingExtra("llguidance", "serve") from None
         self._library = llguidance
         self.vocab_size = max(vocab_size or 0, tokenizer.vocab_size)
-        wrapped = llguidance.TokenizerWrapper(_Tokens(tokenizer))
-        ends = list(dict.fromkeys([tokenizer.eos_id, *end_ids]))
-        self._tokens = llguidance.LLTokenizer(wrapped, n_vocab=self.vocab_size, eos_token=ends)
+        self._tokenizer, self._ends = tokenizer, list(dict.fromkeys([tokenizer.eos_id, *end_ids]))
         self._limits = llguidance.LLParserLimits(**_LIMITS, verbose_errors=False)
         self._compiled: OrderedDict[Grammar, Any] = OrderedDict()
-        self._lock = Lock()
+        self._lock, self._compiling = Lock(), RLock()
 
     def matcher(self, grammar: Grammar) -> Matcher:
-        """At the start of a text. Raises UsageError saying what in the grammar is wrong, not supported or too large."""
+        """At the start of a text. Raises UsageError saying what in the grammar is wrong, not supported or too large.
+
+        A grammar that is not kept is compiled, one at a time, without holding up those that are kept.
+        """
+        found = self._kept(grammar)
+        if found is None:
+            with self._compiling:
+                found = self._kept(grammar)
+                if found is None:
+                    found = self._compile(grammar)
+                    with self._lock:
+                        self._compiled[grammar] = found
+                        while len(self._compiled) > _KEPT:
+                            self._compiled.popitem(last=False)
+        return Matcher(found.deep_copy(), self.vocab_size)
+
+    def _kept(self, grammar: Grammar) -> Any:
         with self._lock:
             found = self._compiled.get(grammar)
             if found is not None:
                 self._compiled.move_to_end(grammar)
-        if found is None:
-            found = self._compile(grammar)
-            with self._lock:
-                self._compiled[grammar] = found
-                while len(self._compiled) > _KEPT:
-                    self._compiled.popitem(last=False)
-        return Matcher(found.deep_copy(), self.vocab_size)
+            return found
+
+    @cached_property
+    def _tokens(self) -> Any:
+        wrapped = self._library.TokenizerWrapper(_Tokens(self._tokenizer))
+        return self._library.LLTokenizer(wrapped, n_vocab=self.vocab_size, eos_token=self._ends)
 
     def _compile(self, grammar: Grammar) -> Any:
         size = len(grammar.source.encode("utf-8", "surrogatepass"))
@@ -81,7 +98,7 @@ class GrammarCompiler:
             if grammar.kind == "json_schema":
                 text = make.grammar_from_json_schema(grammar.source, overrides={"whitespace_pattern": _WHITESPACE})
             else:
-                text = self._library.grammar_from(grammar.kind, grammar.source)
+                text = self._library.grammar_from(_dialect(grammar), grammar.source)
         except (ValueError, UnicodeError) as error:
             raise _refused(grammar, str(error), "correct it") from None
         matcher = make(self._tokens, text, log_level=0, limits=self._limits)
@@ -98,6 +115,10 @@ class Matcher:
     def __init__(self, matcher: Any, vocab_size: int) -> None:
         self._matcher, self._vocab_size = matcher, vocab_size
 
+    def fork(self) -> Matcher:
+        """Another one at the same place."""
+        return Matcher(self._matcher.deep_copy(), self._vocab_size)
+
     def mask(self) -> Tensor:
         """(V,) bool: the tokens that may come next; an end of text where the text may end here. Raises UsageError when
         the grammar turned out to be too complex in the middle of a text."""
@@ -106,11 +127,9 @@ class Matcher:
         return torch.from_numpy(np.unpackbits(bits, bitorder="little")[: self._vocab_size].astype(bool))
 
     def accept(self, token: int) -> bool:
-        """Goes on by a token; False, and nowhere, when it may not come next."""
-        if self._matcher.try_consume_tokens([token]) == 1:
-            return True
-        self._check()
-        return False
+        """Goes on by a token; False, and nowhere, when it may not come next. That a grammar is too complex after all is
+        said by the next `mask`: one text's trouble must not end the step of others."""
+        return self._matcher.try_consume_tokens([token]) == 1
 
     def allowed(self, tokens: Sequence[int]) -> int:
         """How many of these may come next, one after the other. The state stays."""
@@ -129,7 +148,7 @@ class Matcher:
     @property
     def is_done(self) -> bool:
         """Whether nothing but an end of text can follow."""
-        return bool(self._matcher.is_stopped())
+        return bool(self._matcher.is_stopped()) and not self._matcher.is_error()
 
     def _check(self) -> None:
         if self._matcher.is_error():
@@ -153,6 +172,31 @@ class _Tokens:
         if isinstance(text, bytes):  # the wrapper tries: our tokenizer takes text
             raise TypeError("text, not bytes")
         return self._tokenizer.encode(text)
+
+
+def embedded(grammar: Grammar) -> str:
+    """`grammar` as a part of a rule in a Lark grammar. A Lark grammar has rules of its own and cannot be one."""
+    if grammar.kind == "json_schema":
+        schema = json.loads(grammar.source)
+        return embedded_schema(schema if isinstance(schema, dict) else {} if schema else {"not": {}})
+    if grammar.kind == "regex":
+        escaped = re.sub(r"\\.|/|\n", lambda m: {"/": r"\/", "\n": r"\n"}.get(m[0], m[0]), grammar.source, flags=re.S)
+        return f"/{escaped}/"
+    if grammar.kind == "choice":
+        return "(" + " | ".join(json.dumps(choice) for choice in json.loads(grammar.source)) + ")"
+    raise _refused(grammar, "it has rules of its own", "use a JSON schema, a regular expression or a choice")
+
+
+def embedded_schema(schema: dict[str, Any]) -> str:
+    """A JSON schema as a part of a rule in a Lark grammar, with the white space that the others have."""
+    options = schema.get("x-guidance")
+    known = {"whitespace_pattern": _WHITESPACE} | (options if isinstance(options, dict) else {})
+    return "%json " + json.dumps(schema | {"x-guidance": known})
+
+
+def _dialect(grammar: Grammar) -> Any:
+    """GBNF, llama.cpp's, is told from Lark by how its rules are written."""
+    return "gbnf" if grammar.kind == "lark" and "::=" in grammar.source else grammar.kind
 
 
 def _refused(grammar: Grammar, why: str, remedy: str) -> UsageError:

@@ -14,7 +14,8 @@ from dacheng.errors import DachengError
 from dacheng.protocols import Completion, SamplingParams, TopLogprobs
 
 if TYPE_CHECKING:
-    from dacheng.engine.speculation import Lookup
+    from torch import Tensor
+
     from dacheng.engine.state import SamplerState
     from dacheng.engine.stops import OutputText
 
@@ -34,8 +35,9 @@ class Request:
     and values are in the cache. A step brings `computed` towards `known`; when it arrives, the next token is sampled.
     That one rule is prefill, chunked prefill and decode (vLLM v1).
 
-    Set the first four fields; the rest belongs to the engine. deadline: of time.monotonic(), in seconds; at the first
+    Set the first five fields; the rest belongs to the engine. deadline: of time.monotonic(), in seconds; at the first
     step after it the request ends. salt: texts with different ones share no cache (one a tenant).
+    adapter: of the engine's bank, by name; "" is the base.
     finish_reason: "stop" | "length" | "cancelled" | "deadline" | "error".
     """
 
@@ -43,6 +45,7 @@ class Request:
     params: SamplingParams = field(default_factory=SamplingParams)
     deadline: float | None = field(default=None, kw_only=True)
     salt: str = field(default="", kw_only=True)
+    adapter: str = field(default="", kw_only=True)
 
     id: int = field(default=-1, init=False)
     status: Status = field(default=Status.NEW, init=False)
@@ -60,9 +63,10 @@ class Request:
     cached_tokens: int = field(default=0, init=False)  # of the prompt, found in the cache when it was first admitted
     preemptions: int = field(default=0, init=False)
     drafts: list[int] = field(default_factory=list, init=False)  # guesses of what comes after `known`
-    lookup: Lookup | None = field(default=None, init=False)  # where the guesses come from
+    proposals: list[Tensor] = field(default_factory=list, init=False)  # (V,): what each was drawn from; [] where not
     sound: bool = field(default=False, init=False)  # finite numbers came of all that is computed
     key_root: bytes = field(default=b"", init=False)
+    adapter_number: int = field(default=0, init=False)  # held in the bank from `add` to the end
     _keys: list[bytes] = field(default_factory=list, init=False)
     near_ties: int = field(default=0, init=False)
     added_at: float = field(default=0.0, init=False)
@@ -126,7 +130,7 @@ class Request:
 
     def restart(self) -> None:
         """Nothing is computed any more: known tokens stay known, and their keys and values are made again."""
-        self.computed, self.sound, self.drafts = 0, False, []
+        self.computed, self.sound, self.drafts, self.proposals = 0, False, [], []
         if self.wants_prompt_logprobs:
             self.prompt_logprobs = None
 

@@ -17,7 +17,19 @@ from dacheng.engine.adjust import adjusted, penalise
 from dacheng.engine.state import SamplerState
 from dacheng.protocols import SamplingParams, TopLogprobs
 
-__all__ = ["Choice", "SamplerState", "draw", "first_largest", "greedy", "penalise", "probabilities", "sample"]
+__all__ = [
+    "Choice",
+    "Proposal",
+    "SamplerState",
+    "draw",
+    "first_largest",
+    "greedy",
+    "penalise",
+    "probabilities",
+    "sample",
+    "sample_each",
+    "verify",
+]
 
 NEAR_TIE = 1e-4  # two logits closer than this may change places when float32 sums are taken in another order
 TOP_P_PREFIX = 64  # how many of the largest probabilities top-p looks at first; times 8 until they suffice
@@ -34,13 +46,21 @@ class Choice:
     top_logprobs: TopLogprobs | None = None
 
 
-def sample(logits_RV: Tensor, states: Sequence[SamplerState]) -> list[Choice | None]:
+Proposal = tuple[int, Tensor]  # a token that was drawn, and the probabilities (V,) that it was drawn from
+
+
+def sample(
+    logits_RV: Tensor, states: Sequence[SamplerState], proposals: Sequence[Proposal | None] = ()
+) -> list[Choice | None]:
     """One token for each row, as its request's parameters say; None where the logits are no distribution (a NaN, +inf,
-    or nothing above -inf), and then nothing is drawn from that request's stream."""
+    or nothing above -inf), and then nothing is drawn from that request's stream. proposals: none, or for each row the
+    token that is to be taken if it may (see `verify`)."""
+    proposals = proposals or [None] * len(states)
     largest = logits_RV.amax(-1).tolist()  # NaN if there is one
     if not all(map(math.isfinite, largest)):
         good = [row for row, value in enumerate(largest) if math.isfinite(value)]
-        sampled = iter(sample(logits_RV[good], [states[row] for row in good]) if good else [])
+        states, proposals = [states[row] for row in good], [proposals[row] for row in good]
+        sampled = iter(sample(logits_RV[good], states, proposals) if good else [])
         return [next(sampled) if math.isfinite(value) else None for value in largest]
     adjusted_RV = adjusted(logits_RV, states)
     greedy_rows = [row for row, state in enumerate(states) if state.params.temperature == 0]
@@ -51,11 +71,38 @@ def sample(logits_RV: Tensor, states: Sequence[SamplerState]) -> list[Choice | N
             chosen[row], ties[row] = token, tie
     if random_rows:
         probs = probabilities(_rows(adjusted_RV, random_rows), [states[row].params for row in random_rows])
-        uniforms = torch.tensor([states[row].uniform() for row in random_rows], dtype=torch.float64)
-        for row, token in zip(random_rows, draw(probs, uniforms.to(probs.device)).tolist()):
-            chosen[row] = token
+        taken = [verify(probs[i], proposals[row], states[row]) for i, row in enumerate(random_rows)]
+        uniforms = [0.0 if token >= 0 else states[row].uniform() for token, row in zip(taken, random_rows)]
+        drawn = draw(probs, torch.tensor(uniforms, dtype=torch.float64, device=probs.device)).tolist()
+        for row, accepted, token in zip(random_rows, taken, drawn):
+            chosen[row] = accepted if accepted >= 0 else token
     logprobs, tops = _logprobs(logits_RV, states, chosen)
     return [Choice(*of_row) for of_row in zip(chosen, logprobs, ties, tops)]
+
+
+def sample_each(
+    logits_RV: Tensor, states: Sequence[SamplerState], proposals: Sequence[Proposal | None] = ()
+) -> list[Choice | None]:
+    """As `sample`, a row at a time: a sum over the vocabulary may go another way where there are more rows."""
+    proposals = proposals or [None] * len(states)
+    rows = range(len(states))
+    return [sample(logits_RV[row : row + 1], states[row : row + 1], proposals[row : row + 1])[0] for row in rows]
+
+
+def verify(probs_V: Tensor, proposal: Proposal | None, state: SamplerState) -> int:
+    """Rejection sampling: with p the row and q what the proposal was drawn from, it is taken with probability
+    min(1, p/q); else the row becomes max(p - q, 0), from which the token is to be drawn, and -1 is returned. Whatever
+    q, what comes out is distributed as p (Leviathan et al. 2023, algorithm 1 and appendix A.1)."""
+    if proposal is None:
+        return -1
+    token, q_V = proposal
+    p_V = probs_V / probs_V.sum()
+    if state.uniform() * q_V[token].item() < p_V[token].item():
+        return token
+    residual_V = (p_V - q_V).clamp_(min=0.0)
+    if residual_V.amax() > 0:  # it is not where p = q but for rounding
+        probs_V.copy_(residual_V)
+    return -1
 
 
 def greedy(logits_RV: Tensor) -> tuple[list[int], list[bool]]:
@@ -90,8 +137,10 @@ def probabilities(logits_RV: Tensor, params: Sequence[SamplingParams]) -> Tensor
 
 
 def tempered(logits_RV: Tensor, temperature_R1: Tensor) -> Tensor:
-    """softmax(logits / temperature), temperature > 0: any, as the largest logit is taken off before it divides."""
-    return torch.softmax((logits_RV - logits_RV.amax(-1, keepdim=True)) / temperature_R1, dim=-1)
+    """softmax(logits / temperature), temperature > 0: any, as the largest logit is taken off before it divides, and
+    what is 0 in float32 is the smallest number that is not."""
+    divisor_R1 = temperature_R1.clamp(min=torch.finfo(temperature_R1.dtype).tiny)
+    return torch.softmax((logits_RV - logits_RV.amax(-1, keepdim=True)) / divisor_R1, dim=-1)
 
 
 def first_largest(values_RV: Tensor, counts_R: Tensor) -> Tensor:

@@ -81,7 +81,7 @@ class Scheduler:
             count = min(request.pending, budget)
             while request.status is Status.RUNNING and not self._reserved(request, count):
                 if request.drafts:  # a guess takes nobody's blocks
-                    request.drafts, count = [], 1
+                    request.drafts, request.proposals, count = [], [], 1
                 else:
                     self._preempt(self.running[-1])
                     preempted = True

@@ -1,13 +1,16 @@
-"""Guessing the next tokens from what the text itself said before, so that one forward computes several."""
+"""Guessing the next tokens, so that one forward computes several: who gets guesses, how many, and whether they pay."""
 
 from __future__ import annotations
 
+import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
+from dacheng.engine.lookup import PromptLookup
 from dacheng.engine.request import Request
 
-LONGEST, SHORTEST = 4, 2  # tokens of the n-grams that are looked up, longest first
 FIRST_DRAFT = 4  # tokens guessed at first; doubled when all were right, halved when none was
 PLAIN_STEPS = 4  # measured without drafts before any are made
 REMEASURED = 32  # one step in so many goes without drafts, to know what that costs now
@@ -16,31 +19,20 @@ PAUSE = 64  # steps without drafts after they did not pay; doubled each time
 MEMORY = 0.2  # weight of the newest step in the moving means
 
 
-class Lookup:
-    """The n-grams of one text, and what followed each the last time (Saxena 2023, prompt lookup decoding)."""
+class Drafter(Protocol):
+    """Who guesses: the text itself (lookup.PromptLookup) or a small model (draft.DraftModel). counts: how often, and
+    why, a request went without."""
 
-    def __init__(self) -> None:
-        self._after: dict[tuple[int, ...], int] = {}  # position behind the n-gram
-        self._indexed = 0  # n-grams that end before this position are known
-        self.most = FIRST_DRAFT
+    counts: Counter[str]
 
-    def draft(self, known: Sequence[int], most: int) -> list[int]:
-        """Up to `most` tokens that followed the end of the text where it stood before; O(1) for each new token."""
-        for stop in range(max(SHORTEST, self._indexed), len(known)):
-            for n in range(SHORTEST, min(LONGEST, stop) + 1):
-                self._after[tuple(known[stop - n : stop])] = stop
-        self._indexed = len(known)
-        for n in range(min(LONGEST, len(known)), SHORTEST - 1, -1):
-            start = self._after.get(tuple(known[-n:]))
-            if start is not None:
-                return list(known[start : start + min(most, self.most)])
-        return []
+    def draft(self, wanted: Sequence[tuple[Request, int]], budget: int) -> None:
+        """Sets `drafts` of each request, at most so many tokens (1 or more), and `proposals` where they were drawn. May
+        compute `budget` tokens at a time. A request may go without."""
+        ...
 
-    def learn(self, drafted: int, accepted: int, most: int) -> None:
-        if accepted == drafted:
-            self.most = min(most, 2 * self.most)
-        elif accepted == 0:
-            self.most = max(1, self.most // 2)
+    def forget(self, request: Request) -> None:
+        """It is finished."""
+        ...
 
 
 @dataclass(slots=True)
@@ -74,18 +66,23 @@ class _Pace:
 @dataclass(slots=True)
 class Speculation:
     """Which requests get drafts in a step. It measures steps with and without them, by batch size, and pauses when
-    drafts bring fewer tokens per second; so text that never repeats itself costs a few steps in a hundred.
+    drafts bring fewer tokens per second; so text that nobody can guess costs a few steps in a hundred. (What a draft
+    model takes to read a text before its first guess is not part of that.)
 
-    most: tokens that are guessed for a request in one step; 0 is off. `engine` samples each position as it would
-    without a draft, and goes on while that is the drafted token: the text is the same, and sampling stays exact
-    (Leviathan et al. 2023, with a proposal that puts all probability on one token).
+    most: tokens that are guessed for a request in one step; 0 is off. A guess without a proposal (greedy, looked up, or
+    of a request with a seed) is compared with what the engine samples without it: the same text, token by token. One
+    with a proposal goes through rejection sampling: the same distribution (Leviathan et al. 2023, algorithm 1; see
+    sampler.verify).
     """
 
     most: int = 0
+    drafter: Drafter = field(default_factory=PromptLookup)
     step: int = 0
     resume: int = 0  # the step at which a pause ends
     pause: int = PAUSE
     paces: dict[int, _Pace] = field(default_factory=dict)
+    lengths: dict[int, int] = field(default_factory=dict)  # tokens guessed for a request next time, by its id
+    spent: float = 0.0  # seconds that this step's guesses took
 
     @property
     def paused(self) -> bool:
@@ -98,25 +95,38 @@ class Speculation:
         self.step += 1
         pace = self.paces.setdefault(len(running), _Pace())
         drafting = not self.paused and pace.plain_steps >= PLAIN_STEPS and self.step % REMEASURED != 0
-        left = budget - len(running)
+        left, wanted = budget - len(running), list[tuple[Request, int]]()
         for request in running:
-            request.drafts = []
-            if drafting and left > 0 and request.drafts_allowed:
-                request.lookup = request.lookup or Lookup()
-                request.drafts = request.lookup.draft(request.known, min(self.most, left, request.tokens_left - 1))
-                left -= len(request.drafts)
+            request.drafts, request.proposals = [], []
+            length = self.lengths.get(request.id, FIRST_DRAFT)
+            most = min(self.most, left, request.tokens_left - 1, length)
+            if drafting and request.drafts_allowed and most > 0:
+                wanted.append((request, most))
+                left -= most
+        started = time.perf_counter()
+        if wanted:
+            self.drafter.draft(wanted, budget)
+        self.spent = time.perf_counter() - started
 
     def learn(self, request: Request, drafted: int, accepted: int) -> None:
-        request.drafts = []
-        if drafted and request.lookup is not None:
-            request.lookup.learn(drafted, accepted, self.most)
+        request.drafts, request.proposals = [], []
+        if drafted and not request.finished:
+            length = self.lengths.get(request.id, FIRST_DRAFT)
+            if accepted == drafted:
+                self.lengths[request.id] = min(self.most, 2 * length)
+            elif accepted == 0:
+                self.lengths[request.id] = max(1, length // 2)
+
+    def forget(self, request: Request) -> None:
+        self.lengths.pop(request.id, None)
+        self.drafter.forget(request)
 
     def note(self, seconds: float, requests: int, tokens: int, drafted: bool) -> None:
         """A step in which `requests` generated and nothing else was computed."""
         if not self.most:
             return
         pace = self.paces.setdefault(requests, _Pace())
-        pace.note(seconds, tokens / requests, drafted)
+        pace.note(seconds + (self.spent if drafted else 0.0), tokens / requests, drafted)
         if drafted and pace.drafted_steps >= TRIAL:
             if pace.gain < 1.0:
                 self.resume, self.pause = self.step + self.pause, min(2 * self.pause, 64 * PAUSE)

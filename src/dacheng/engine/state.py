@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Iterable
 
 import torch
@@ -74,6 +75,16 @@ class SamplerState:
     @property
     def forbids(self) -> bool:
         return self.forbidden is not None and self.generated < self.params.min_tokens
+
+    def fork(self) -> SamplerState:
+        """The same, to try tokens on: what the copy notes and draws stays with it."""
+        other = copy.copy(self)
+        other.generator = torch.Generator()
+        other.generator.set_state(self.generator.get_state())
+        other.seen = None if self.seen is None else self.seen.clone()
+        other.counts = None if self.counts is None else self.counts.clone()
+        other.matcher = None if self.matcher is None else self.matcher.fork()
+        return other
 
     def note(self, token_id: int) -> None:
         self.generated += 1

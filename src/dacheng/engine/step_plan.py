@@ -5,26 +5,36 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from dacheng.engine.request import Request
+from dacheng.engine.sampler import Proposal
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
     """Tokens start..stop-1 of a request, to be computed in this step: those it knows, and the drafts that are guessed
-    behind them. `logit_rows`: the positions among them whose logits are needed."""
+    behind them. `logit_rows`: the positions among them whose logits are needed. proposals: (V,) each, what the drafts
+    were drawn from; none where they were not drawn."""
 
     request: Request
     start: int
     stop: int
     logit_rows: range
     drafts: tuple[int, ...] = ()  # the last of its tokens
+    proposals: tuple[Tensor, ...] = ()
 
     @classmethod
     def of(cls, request: Request, count: int) -> Chunk:
         """The next `count` tokens of a request."""
         start, stop = request.computed, request.computed + count
         drafts = tuple(request.drafts[: max(0, stop - len(request.known))])
-        return cls(request, start, stop, request.logit_rows(start, stop), drafts)
+        proposals = tuple(request.proposals[: len(drafts)])
+        return cls(request, start, stop, request.logit_rows(start, stop), drafts, proposals)
+
+    def proposal(self, depth: int) -> Proposal | None:
+        """The draft at `depth` and what it was drawn from."""
+        return (self.drafts[depth], self.proposals[depth]) if depth < len(self.proposals) else None
 
     @property
     def count(self) -> int:

@@ -22,13 +22,14 @@ from dacheng.formats.tensors import check_tensors
 from dacheng.machine import capabilities
 from dacheng.models.decoder import Decoder
 from dacheng.models.traits import DecoderTraits
-from dacheng.nn.packed import pack_weights
+from dacheng.nn.packed import make_panels_once, pack_weights
 from dacheng.ops.qtensor import QTensor
 from dacheng.text.directory import holds_tokenizer
 
 if TYPE_CHECKING:
     from dacheng.text import Tokenizer
 
+WEIGHTS_MEMORY = ("fast", "small")
 CONFIG, GENERATION, TOKENIZER = "config.json", "generation_config.json", "tokenizer.json"
 _AGAIN = "copy config.json and the weights again, from one source"
 
@@ -51,19 +52,25 @@ def load_model(
     device: str | torch.device = "cpu",
     check_hash: bool = True,
     packed: bool = False,
+    weights_memory: str = "fast",
 ) -> LoadedModel:
     """Reads a directory of any family in `huggingface.families`, or a .gguf file, in evaluation mode.
 
     Weights keep their stored dtype unless `dtype` is given ("fast": float32 where this CPU would only emulate a smaller
     one, fifty times slower); those in GGUF's blocks become float32, or with `packed` stay as they are where the family
-    allows it (a note says where not). On the CPU, uncast weights stay mapped: the
-    model takes no more memory than its file, and several processes share it. `check_hash` compares the weights with the
-    hash in dacheng.json, where there is one (about a second for half a gigabyte). Raises DamagedFile on damaged files
-    and DachengError naming the field or the tensor, what was expected and what was found.
+    allows it (a note says where not). `weights_memory` of packed ones: "fast" keeps the file's pages beside the copy in
+    the order of the kernels; "small" makes that copy at once and gives the pages back, so that each weight is there
+    once (an embedding's rows, and whatever asks for the blocks, come from the file again). On the CPU, uncast weights
+    stay mapped: the model takes no more memory than its file, and several processes share it. `check_hash` compares the
+    weights with the hash in dacheng.json, where there is one (about a second for half a gigabyte). Raises DamagedFile
+    on damaged files and DachengError naming the field or the tensor, what was expected and what was found.
     """
-    chosen = _fast_dtype(torch.device(device)) if dtype == "fast" else as_dtype(dtype)
+    chosen = fast_dtype(torch.device(device)) if dtype == "fast" else as_dtype(dtype)
+    if weights_memory not in WEIGHTS_MEMORY:
+        raise DachengError("no such choice", field="weights_memory", value=weights_memory,
+                           remedy="one of " + ", ".join(WEIGHTS_MEMORY))  # fmt: skip
     if Path(path).suffix == ".gguf":
-        return _load_gguf(Path(path), chosen, torch.device(device), packed)
+        return _load_gguf(Path(path), chosen, torch.device(device), packed, weights_memory == "small")
     directory = existing_directory(path)
     config = read_json(directory / CONFIG)
     family = family_of_config(config, directory / CONFIG)
@@ -80,13 +87,13 @@ def load_model(
     return LoadedModel(model, tokenizer, provenance, _read_generation(directory, config), notes)
 
 
-def _fast_dtype(device: torch.device) -> torch.dtype | None:
+def fast_dtype(device: torch.device) -> torch.dtype | None:
     """float32 on a CPU without instructions for bfloat16, else None: as stored."""
     emulated = device.type == "cpu" and not {"amx_bf16", "avx512_bf16", "bf16"} & set(capabilities())
     return torch.float32 if emulated else None
 
 
-def _load_gguf(path: Path, dtype: torch.dtype | None, device: torch.device, packed: bool) -> LoadedModel:
+def _load_gguf(path: Path, dtype: torch.dtype | None, device: torch.device, packed: bool, small: bool) -> LoadedModel:
     from dacheng.formats.gguf.model import gguf_model
 
     source = gguf_model(path, packed, dtype)
@@ -95,6 +102,9 @@ def _load_gguf(path: Path, dtype: torch.dtype | None, device: torch.device, pack
     traits, notes = family.read(source.config, where)
     notes = [*source.notes, *notes]
     model = _assembled(source.tensors, family, traits, dtype, device, str(path), notes)
+    if small and packed:
+        for _ in make_panels_once(model, tied=traits.tied_head):
+            source.file.release()
     tokenizer = source.tokenizer()
     _note_tokenizer(tokenizer, traits, str(path), notes)
     ids = {} if tokenizer is None else {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}

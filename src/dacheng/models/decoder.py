@@ -19,6 +19,7 @@ from dacheng.nn.mlp import MLP
 from dacheng.nn.moe import MoE
 from dacheng.nn.ngrams import NgramEmbedding
 from dacheng.nn.norms import LayerNorm, RMSNorm, make_norm
+from dacheng.nn.packed import Packed, PackedEmbedding
 from dacheng.nn.rope import Rotary
 
 Rotations = dict[str, tuple[Tensor, Tensor]]
@@ -187,8 +188,9 @@ class Decoder(nn.Module):
 
     @property
     def head_weight(self) -> Tensor:
-        """(V, D): the embedding itself when tied."""
-        return self.embed.weight if self.lm_head is None else self.lm_head.weight
+        """(V, D): the embedding itself when tied; of a packed one, its numbers."""
+        head = self.embed if self.lm_head is None else self.lm_head
+        return head.qtensor.dequantize(torch.float32) if isinstance(head, Packed | PackedEmbedding) else head.weight
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> Decoder:

@@ -18,9 +18,7 @@ from dacheng.ops.packed_linear import PanelMatrix
 # What the call computes: each of these traits must have this value. What is not named here is either free (sizes, eps,
 # biases, scales of rotation and embedding) or looked at in `why_not_fused`.
 _NEEDED = {
-    "activation": "swiglu",
     "norm": "rms",
-    "norm_placement": "pre",
     "parallel_branches": False,
     "positions": "rotary",
     "rope_pattern": "R",
@@ -30,16 +28,21 @@ _NEEDED = {
     "qk_norm_whole": False,
     "logit_soft_cap": None,
     "attention_soft_cap": None,
-    "window": None,
     "value_embeddings": False,
     "residual_scalars": False,
     "ngram_rows": None,
 }
 
+_GELU = {"swiglu": False, "geglu_tanh": True}  # activations, and whether that is gelu
+
 
 def why_not_fused(model: Decoder) -> str:
     """Why this model has no fused step; "" when it has one."""
     t = model.traits
+    if t.activation not in _GELU:
+        return f"activation is {t.activation!r}"
+    if t.norm_placement not in ("pre", "both"):
+        return f"norm_placement is {t.norm_placement!r}"
     for name, value in _NEEDED.items():
         if getattr(t, name) != value:
             return f"{name} is {getattr(t, name)!r}"
@@ -79,7 +82,7 @@ class FusedDecoder:
         self._step = DecoderStep(
             [_layer_weights(block) for block in model.blocks], _gain(model.norm, t.width), _matrix(head),
             heads=t.heads, kv_heads=t.n_kv_heads, head_width=t.head_size, rotated=t.rotated_size,
-            interleaved=t.rope_interleaved, eps=t.norm_eps, scale=t.attention_scale,
+            interleaved=t.rope_interleaved, eps=t.norm_eps, scale=t.attention_scale, gelu=_GELU[t.activation],
         )  # fmt: skip
 
     @torch.inference_mode()
@@ -89,14 +92,20 @@ class FusedDecoder:
         """tokens, positions, texts (N,) int64 -> logits (R, V) of the rows `wanted` (R,), and the hidden states (N, D)
         of all. `texts`: which of the cache's tables a token belongs to; it attends to its text up to itself. Raises
         IndexError as the model does."""
-        cosine, sine = self.model.rotaries["main"](positions.unsqueeze(0))
         x = self._embedded(tokens)
-        half = cosine.shape[-1]
-        logits = self._step.run(
-            x, cosine.reshape(-1, half).contiguous(), sine.reshape(-1, half).contiguous(),
-            texts, positions, positions + 1, cache, wanted,
-        )  # fmt: skip
+        main, window = (self._angles(name, positions) for name in ("main", "window"))
+        first = main or window
+        assert first is not None
+        logits = self._step.run(x, *first, texts, positions, positions + 1, cache, wanted, window or first)
         return logits, x
+
+    def _angles(self, name: str, positions: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Cosine and sine (N, rotated / 2)."""
+        if name not in self.model.rotaries:
+            return None
+        cosine, sine = self.model.rotaries[name](positions.unsqueeze(0))
+        half = cosine.shape[-1]
+        return cosine.reshape(-1, half).contiguous(), sine.reshape(-1, half).contiguous()
 
     def _embedded(self, tokens: Tensor) -> Tensor:
         x = self.model._embedded(tokens.unsqueeze(0), tokens.unsqueeze(0))[0]
@@ -113,6 +122,9 @@ def _layer_weights(block: nn.Module) -> LayerWeights:
         _matrix(a.q), _matrix(a.k), _matrix(a.v), _matrix(a.o), _matrix(m.gate), _matrix(m.up), _matrix(m.down),
         None if a.q_norm is None else _gain(a.q_norm, a.head_width),
         None if a.k_norm is None else _gain(a.k_norm, a.head_width),
+        None if block.attention_post_norm is None else _gain(block.attention_post_norm, width),
+        None if block.mlp_post_norm is None else _gain(block.mlp_post_norm, width),
+        a.layer.window, block.rotation == "window",
     )  # fmt: skip
 
 

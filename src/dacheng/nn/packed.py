@@ -7,13 +7,13 @@ are used: the same numbers on any device, and no faster than floats. How often, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dacheng.errors import DachengError
-from dacheng.ops.dequantize import dequantize
 from dacheng.ops.packed_linear import PanelMatrix, make_panels, note_fallback, packed_linear, why_no_kernel
 from dacheng.ops.qtensor import QTensor
 
@@ -21,9 +21,11 @@ _HEAD_ROWS = 8192  # rows of a head dequantised at a time: a vocabulary of 262,1
 
 
 class _Holder(nn.Module):
-    """Keeps a QTensor's bytes as the buffer `packed`: in state_dict, moved by `.to(device)`, left alone by a cast."""
+    """Keeps a QTensor's bytes as the buffer `packed`, moved by `.to(device)`, left alone by a cast. In state_dict they
+    are in the order of the values, whatever order they are kept in."""
 
     packed: Tensor
+    order: Tensor | None
     exact = False  # True: never by a kernel that rounds x
 
     def __init__(self, weight: QTensor) -> None:
@@ -33,11 +35,23 @@ class _Holder(nn.Module):
         self.format = weight.format
         self.shape = weight.shape  # (out, in), or (rows, width)
         self.register_buffer("packed", weight.data)
+        self.register_buffer("order", weight.order, persistent=False)
         self._panels: tuple[object, Tensor] | None = None  # made when first used, and of which bytes
 
     @property
     def qtensor(self) -> QTensor:
-        return QTensor(self.format, self.shape, self.packed)
+        return QTensor(self.format, self.shape, self.packed, self.order)
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.order is not None:
+            destination[f"{prefix}packed"] = self.qtensor.blocks()
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+        given = state_dict.get(f"{prefix}packed")
+        if self.order is not None and given is not None and given.data_ptr() != self.packed.data_ptr():
+            self.packed, self.order = self.qtensor.blocks(), None  # others than `pack_weights` has put here
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     @property
     def panels(self) -> Tensor:
@@ -84,9 +98,9 @@ class _Holder(nn.Module):
             return nn.functional.linear(x, self.qtensor.dequantize(x.dtype), bias)
         parts = []
         for start in range(0, self.shape[0], _HEAD_ROWS):
-            rows = slice(start, start + _HEAD_ROWS)
-            weight = dequantize(self.packed[rows], self.format, x.dtype)
-            parts.append(nn.functional.linear(x, weight, None if bias is None else bias[rows]))
+            stop = min(start + _HEAD_ROWS, self.shape[0])
+            weight = self.qtensor.rows(torch.arange(start, stop, device=x.device), x.dtype)
+            parts.append(nn.functional.linear(x, weight, None if bias is None else bias[start:stop]))
         return torch.cat(parts, dim=-1)
 
     def extra_repr(self) -> str:
@@ -125,6 +139,16 @@ class PackedEmbedding(_Holder):
     def as_head(self, hidden: Tensor) -> Tensor:
         """hidden (..., width) -> (..., rows): the product with the same table, for tied heads."""
         return self._linear(hidden)
+
+
+def make_panels_once(model: nn.Module, tied: bool) -> Iterator[str]:
+    """Brings the weights into the kernels' order now, not at the first use: the name of each module whose panels were
+    made, one at a time. tied: embeddings are a head too; else nobody multiplies with them."""
+    kinds = (Packed, PackedEmbedding) if tied else Packed
+    for name, module in model.named_modules():
+        if isinstance(module, kinds) and not module.why_exact(torch.empty(0)):
+            module.matrix()
+            yield name
 
 
 def use_exact(model: nn.Module, exact: bool = True) -> None:

@@ -18,18 +18,21 @@ HEAD_WIDTHS = (32, 64, 80, 96, 128, 256)
 LARGEST_GROUP = 16  # query heads to a key head
 
 
+_NORMS = ("attention_norm", "mlp_norm", "q_norm", "k_norm", "attention_post_norm", "mlp_post_norm")
+
+
 class _Layer(ctypes.Structure):
-    _fields_ = [(name, c_void_p) for name in ("attention_norm", "mlp_norm", "q_norm", "k_norm")] + [
-        (name, native.Linear) for name in ("q", "k", "v", "o", "gate", "up", "down")
+    _fields_ = [
+        *[(name, c_void_p) for name in _NORMS],
+        *[(name, native.Linear) for name in ("q", "k", "v", "o", "gate", "up", "down")],
+        *[(name, c_int64) for name in ("window", "rotation", "tables")],
     ]
 
 
 class _Decoder(ctypes.Structure):
     _fields_ = [
-        *[
-            (name, c_int64)
-            for name in ("layers", "width", "heads", "kv_heads", "head_width", "mlp_width", "rotated", "interleaved")
-        ],
+        *[(name, c_int64) for name in ("layers", "width", "heads", "kv_heads", "head_width", "mlp_width", "rotated")],
+        *[(name, c_int64) for name in ("interleaved", "gelu")],
         ("eps", c_float),
         ("scale", c_float),
         ("norm", c_void_p),
@@ -38,13 +41,22 @@ class _Decoder(ctypes.Structure):
     ]
 
 
-class _Step(ctypes.Structure):
+class _Cache(ctypes.Structure):
     _fields_ = [
-        ("rows", c_int64),
-        *[(name, c_void_p) for name in ("x", "cosine", "sine", "texts", "places", "attended")],
         *[(name, c_int64) for name in ("block_tokens", "block_stride", "head_stride", "token_stride")],
         ("tables", c_void_p),
         ("table_width", c_int64),
+    ]
+
+
+class _Step(ctypes.Structure):
+    _fields_ = [
+        ("rows", c_int64),
+        ("x", c_void_p),
+        ("cosine", c_void_p * 2),
+        ("sine", c_void_p * 2),
+        *[(name, c_void_p) for name in ("texts", "places", "attended")],
+        ("cache", _Cache * 2),
         ("k", POINTER(c_void_p)),
         ("v", POINTER(c_void_p)),
         ("narrow", c_int64),
@@ -56,8 +68,10 @@ class _Step(ctypes.Structure):
 
 @dataclass(frozen=True, slots=True)
 class LayerWeights:
-    """One layer: x + o(attention(norm(x))), then x + down(silu(gate(n)) · up(n)) with n = norm(x). Norms (D,) float32;
-    q_norm and k_norm (E,), over each head before the rotation, or None."""
+    """One layer: x + o(attention(norm(x))), then x + down(act(gate(n)) · up(n)) with n = norm(x); with post norms, x +
+    post_norm(…) both times. Norms (D,) float32; q_norm and k_norm (E,), over each head before the rotation, or None.
+    window: positions that a row looks back over, its own among them. second_rotation: turned by the second of a step's
+    tables of angles."""
 
     attention_norm: Tensor
     mlp_norm: Tensor
@@ -70,6 +84,10 @@ class LayerWeights:
     down: PanelMatrix
     q_norm: Tensor | None = None
     k_norm: Tensor | None = None
+    attention_post_norm: Tensor | None = None
+    mlp_post_norm: Tensor | None = None
+    window: int | None = None
+    second_rotation: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +97,8 @@ class CacheView:
 
     keys, values: a tensor for each layer, all float32 or all bfloat16. Strides in numbers: a tensor of (blocks, K,
     block_tokens, E) has block_stride K · block_tokens · E, head_stride block_tokens · E and token_stride E. tables
-    (texts, any) int64.
+    (texts, any) int64. windowed: where layers with a window have theirs, if in other blocks: of it, all but the tensors
+    counts, which may have another size too.
     """
 
     keys: Sequence[Tensor]
@@ -89,6 +108,11 @@ class CacheView:
     block_stride: int
     head_stride: int
     token_stride: int
+    windowed: CacheView | None = None
+
+    def _pointers(self) -> _Cache:
+        return _Cache(self.block_tokens, self.block_stride, self.head_stride, self.token_stride,
+                      self.tables.data_ptr(), self.tables.shape[1])  # fmt: skip
 
 
 class DecoderStep:
@@ -107,7 +131,9 @@ class DecoderStep:
         interleaved: bool,
         eps: float,
         scale: float | None = None,
+        gelu: bool = False,
     ) -> None:
+        """gelu: the activation is its approximation with tanh, else silu."""
         reason = why_no_step(heads, kv_heads, head_width, norm.shape[0], layers[0].up.out)
         if reason:
             raise ValueError(reason)
@@ -115,8 +141,9 @@ class DecoderStep:
         self.width, self.rotated, self.vocab_size = norm.shape[0], rotated, head.out
         self._layers = (_Layer * len(layers))(*(_layer(layer) for layer in layers))
         self._model = _Decoder(
-            len(layers), self.width, heads, kv_heads, head_width, layers[0].up.out, rotated, int(interleaved), eps,
-            head_width**-0.5 if scale is None else scale, norm.data_ptr(), head.pointers(), self._layers,
+            len(layers), self.width, heads, kv_heads, head_width, layers[0].up.out, rotated, int(interleaved),
+            int(gelu), eps, head_width**-0.5 if scale is None else scale, norm.data_ptr(), head.pointers(),
+            self._layers,
         )  # fmt: skip
 
     def run(
@@ -129,25 +156,30 @@ class DecoderStep:
         attended: Tensor,
         cache: CacheView,
         wanted: Tensor,
+        second: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """x (N, D) float32, the embeddings, becomes the hidden states after the last norm, in place; returns the logits
         (R, V) of the rows `wanted` (R,) int64.
 
-        cosine, sine (N, rotated / 2). texts (N,) int64: which of the cache's tables a row has. places (N,) int64: the
-        position at which its key and value are written. attended (N,) int64: how many positions it looks at, 0 and on;
-        all rows are written before any looks, so those of one text may look at one another.
+        cosine, sine (N, rotated / 2); `second`: those of layers with second_rotation. texts (N,) int64: which of the
+        cache's tables a row has. places (N,) int64: the position at which its key and value are written. attended (N,)
+        int64: how many positions it looks at, 0 and on, or the last of them in a layer with a window; all rows are
+        written before any looks, so those of one text may look at one another.
         """
         library = native.library()
         assert library is not None
-        n, layers = x.shape[0], len(self._layers)
+        n, layers, windowed = x.shape[0], len(self._layers), cache.windowed or cache
+        if second is None and any(layer.rotation for layer in self._layers):
+            raise ValueError("some layers have a rotation of their own: pass `second`")
         for name, tensor, dtype, shape in (
             ("x", x, torch.float32, (n, self.width)),
             ("cosine", cosine, torch.float32, (n, self.rotated // 2)),
             ("sine", sine, torch.float32, (n, self.rotated // 2)),
+            *[("second", turn, torch.float32, (n, self.rotated // 2)) for turn in second or ()],
             ("texts", texts, torch.int64, (n,)),
             ("places", places, torch.int64, (n,)),
             ("attended", attended, torch.int64, (n,)),
-            ("tables", cache.tables, torch.int64, tuple(cache.tables.shape)),
+            *[("tables", view.tables, torch.int64, tuple(view.tables.shape)) for view in (cache, windowed)],
             ("wanted", wanted, torch.int64, (wanted.numel(),)),
         ):
             if tensor.dtype != dtype or tuple(tensor.shape) != shape or not tensor.is_contiguous():
@@ -158,12 +190,12 @@ class DecoderStep:
         if dtypes not in ({torch.float32}, {torch.bfloat16}) or not len(cache.keys) == len(cache.values) == layers:
             raise ValueError(f"keys and values of {layers} layers must be all float32 or all bfloat16, not {dtypes}")
         logits = torch.empty(wanted.numel(), self.vocab_size)
-        pointers = c_void_p * layers
+        pointers, two = c_void_p * layers, c_void_p * 2
+        turns = [[turn.data_ptr() for turn in turns] for turns in ((cosine, sine), second or (cosine, sine))]
         step = _Step(
-            n,
-            *(tensor.data_ptr() for tensor in (x, cosine, sine, texts, places, attended)),
-            cache.block_tokens, cache.block_stride, cache.head_stride, cache.token_stride, cache.tables.data_ptr(),
-            cache.tables.shape[1], pointers(*[k.data_ptr() for k in cache.keys]),
+            n, x.data_ptr(), two(turns[0][0], turns[1][0]), two(turns[0][1], turns[1][1]),
+            *(tensor.data_ptr() for tensor in (texts, places, attended)),
+            (_Cache * 2)(cache._pointers(), windowed._pointers()), pointers(*[k.data_ptr() for k in cache.keys]),
             pointers(*[v.data_ptr() for v in cache.values]), int(dtypes == {torch.bfloat16}),
             wanted.numel(), wanted.data_ptr(), logits.data_ptr(),
             torch.get_num_threads(),
@@ -185,8 +217,9 @@ def why_no_step(heads: int, kv_heads: int, head_width: int, width: int, mlp_widt
 
 
 def _layer(layer: LayerWeights) -> _Layer:
-    norms = (layer.attention_norm, layer.mlp_norm, layer.q_norm, layer.k_norm)
+    norms = (getattr(layer, name) for name in _NORMS)
     matrices = (layer.q, layer.k, layer.v, layer.o, layer.gate, layer.up, layer.down)
     return _Layer(
-        *(None if norm is None else norm.data_ptr() for norm in norms), *(matrix.pointers() for matrix in matrices)
-    )
+        *(None if norm is None else norm.data_ptr() for norm in norms), *(matrix.pointers() for matrix in matrices),
+        layer.window or 0, int(layer.second_rotation), int(layer.window is not None),
+    )  # fmt: skip

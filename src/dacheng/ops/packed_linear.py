@@ -57,7 +57,7 @@ def make_panels(weight: QTensor) -> Tensor:
     library = native.library()
     assert library is not None
     out, width = weight.shape
-    data = weight.data.contiguous()
+    data = weight.blocks().contiguous()
     panels = torch.empty(library.dacheng_panel_bytes(weight.format.id, out, width), dtype=torch.uint8)
     library.dacheng_pack(
         weight.format.id, data.data_ptr(), out, width, panels.data_ptr(), torch.get_num_threads()

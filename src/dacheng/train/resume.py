@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dacheng.errors import DachengError, UsageError
 from dacheng.formats.json_files import plain
+from dacheng.nn.packed import Packed, PackedEmbedding
 from dacheng.recipes import to_dict
 from dacheng.train import collectives
 from dacheng.train.checkpoint import Checkpoint
@@ -69,10 +70,15 @@ def check_identity(saved: Mapping[str, Any], now: Mapping[str, Any], allowed: Se
 
 
 def frozen_parameters(trainer: Trainer) -> dict[str, Tensor]:
-    """Parameters that no phase moves: they come from where the model was loaded, not from the checkpoint."""
+    """Parameters that no phase moves, and packed weights, which nobody can: they come from where the model was loaded,
+    not from the checkpoint."""
     moved = {id(p) for phase in trainer.phases for p in phase.parameters}
     parameters = trainer.model.named_parameters(remove_duplicate=False)  # by all names of a tied weight
-    return {name: p.detach() for name, p in parameters if id(p) not in moved}
+    frozen = {name: p.detach() for name, p in parameters if id(p) not in moved}
+    for prefix, module in trainer.model.named_modules():
+        if isinstance(module, Packed | PackedEmbedding):
+            frozen |= {f"{prefix}.{name}": value for name, value in module.state_dict().items()}
+    return frozen
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:

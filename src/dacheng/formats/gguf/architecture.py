@@ -170,7 +170,7 @@ def refuse_unsupported(keys: Keys) -> None:
     keys.only("attention.max_alibi_bias", (0.0,), "asks for ALiBi")
     keys.only("tensor_data_layout", ("reference", "Meta AI original pth"), "is an order of weights that is not read")
     keys.only("nextn_predict_layers", (0,), "asks for layers that predict several tokens")
-    if (pooling := keys.raw("pooling_type")) not in (None, 0):
+    if (pooling := keys.get("pooling_type")) not in (None, 0):
         keys.note(f"{keys.architecture}.pooling_type is {pooling}: what is done with the hidden states is not read")
 
 

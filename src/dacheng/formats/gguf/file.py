@@ -60,6 +60,12 @@ class GGUFFile:
         entry = self.entry(name)
         return self.qtensor(name).dequantize(entry.format.dtype or torch.float32)
 
+    def release(self) -> None:
+        """Gives back the memory of what was read so far: it is read again when it is used. Only while nothing has been
+        written to a tensor, which would be undone."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._bytes.madvise(mmap.MADV_DONTNEED)
+
     def nbytes(self) -> int:
         """Of all tensors."""
         return sum(entry.size for entry in self.tensors.values())

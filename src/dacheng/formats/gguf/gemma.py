@@ -132,7 +132,7 @@ class Gemma3(Gemma2):
 
 def layer_types(keys: Keys, layers: int, period: int) -> list[str]:
     """From `attention.sliding_window_pattern`: a list of truths, or the period; `period` without it."""
-    pattern = keys.raw("attention.sliding_window_pattern", period)
+    pattern = keys.get("attention.sliding_window_pattern", period)
     if isinstance(pattern, list):
         if len(pattern) != layers or not all(isinstance(item, bool) for item in pattern):
             raise keys.error("must be a truth for each layer", "attention.sliding_window_pattern", pattern)

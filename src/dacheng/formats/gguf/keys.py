@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from dacheng.errors import DachengError
+from dacheng.formats.typed_values import REQUIRED, TypedValues
 
-REQUIRED: Final = object()
 _OFF: tuple[Any, ...] = (False, 0, 0.0, "", [], "none")
 # Keys of these groups say nothing about what the model computes. general.type is looked at before.
 _ABOUT = ("general.", "tokenizer.", "quantize.", "imatrix.", "split.")
 
 
-class Keys:
-    """Typed values of `{architecture}.name`. Every error names the file, the key, the value found and a remedy."""
+class Keys(TypedValues):
+    """Typed values of `{architecture}.name`."""
 
     def __init__(self, metadata: Mapping[str, Any], path: Path) -> None:
         self.path, self.notes = path, list[str]()
@@ -33,8 +32,7 @@ class Keys:
     def __contains__(self, name: str) -> bool:
         return self._key(name) in self._metadata
 
-    def raw(self, name: str, default: Any = None) -> Any:
-        """The value as it is. Raises DachengError when it is absent and required."""
+    def get(self, name: str, default: Any = None) -> Any:
         self._taken.add(self._key(name))
         value = self._metadata.get(self._key(name), default)
         if value is REQUIRED:
@@ -44,40 +42,18 @@ class Keys:
         return value
 
     def integer(self, name: str, default: Any = REQUIRED, *, minimum: int = 1, maximum: int = 2**31 - 1) -> Any:
-        """An integer in [minimum, maximum]; of a list with one value for every layer, that value."""
-        value = self.raw(name, default)
+        """As of any file; of a list with one value for every layer, that value."""
+        value = self.get(name, default)
         if isinstance(value, list) and value and all(item == value[0] for item in value):
             value = value[0]
         if isinstance(value, list):
             raise self.error("differs from layer to layer, which is not supported", name, value)
-        if value is default:
-            return value
-        if type(value) is not int or not minimum <= value <= maximum:
-            raise self.error(f"must be an integer from {minimum} to {maximum}", name, value)
-        return value
+        return value if value is default else self.bounded(name, value, minimum, maximum)
 
     def number(self, name: str, default: Any = REQUIRED, *, or_zero: bool = False) -> Any:
         """A positive number. It is stored in single precision: 1e-5 comes back as 1e-05 and not 9.99999974e-06."""
-        value = self.raw(name, default)
-        if value is default:
-            return value
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise self.error("must be a number", name, value)
-        if value < 0 or (value == 0 and not or_zero):
-            raise self.error("must be a positive number", name, value)
-        return shortest(float(value))
-
-    def boolean(self, name: str, default: bool) -> bool:
-        value = self.raw(name, default)
-        if not isinstance(value, bool):
-            raise self.error("must be true or false", name, value)
-        return value
-
-    def only(self, name: str, allowed: tuple[Any, ...], why: str) -> None:
-        """Refuses any value but those in `allowed` (and absence): a feature that is recognised and not built."""
-        value = self.raw(name)
-        if value is not None and not any(type(value) is type(a) and value == a for a in allowed):
-            raise self.error(why, name, value)
+        value = super().number(name, default, or_zero=or_zero)
+        return value if value is default else shortest(value)
 
     def understood(self, *names: str) -> None:
         """Keys that do not change the forward pass, or only repeat what another says."""
@@ -102,10 +78,6 @@ class Keys:
                     remedy="use a model without it",
                 )
         return self.notes
-
-    def note(self, text: str) -> None:
-        """Something the user should be shown, and that stops nothing."""
-        self.notes.append(f"{self.path.name}: {text}")
 
     def error(self, problem: str, name: str, value: object, remedy: str = "convert the model again") -> DachengError:
         key = self._key(name)

@@ -24,12 +24,13 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class GGUFModel:
     """`config`: what config.json would say. `tensors`: under the family's names. `tokenizer_metadata`: the keys
-    tokenizer.*. `notes`: things to show the user."""
+    tokenizer.*. `notes`: things to show the user. `file`: where packed tensors lie."""
 
     config: dict[str, Any]
     tensors: dict[str, Tensor | QTensor]
     tokenizer_metadata: dict[str, Any]
     notes: list[str]
+    file: GGUFFile
 
     @property
     def chat_template(self) -> str | None:
@@ -79,7 +80,7 @@ def gguf_model(path: Path | str, packed: bool = False, dtype: torch.dtype | None
             f" {config['model_type']} takes them fused, stacked or transposed"
         )
     tokenizer = {key: value for key, value in file.metadata.items() if key.startswith("tokenizer.")}
-    return GGUFModel(config, tensors, tokenizer, notes)
+    return GGUFModel(config, tensors, tokenizer, notes, file)
 
 
 def _is_packed(value: Value) -> bool:

@@ -45,7 +45,7 @@ def head_width(keys: Keys) -> int:
 
 
 def _scaling(keys: Keys, file: GGUFFile, rotated: int) -> dict[str, Any]:
-    kind = keys.raw("rope.scaling.type", "linear")  # llama.cpp's default, with a factor of 1
+    kind = keys.get("rope.scaling.type", "linear")  # llama.cpp's default, with a factor of 1
     old = keys.number("rope.scale_linear", 0.0, or_zero=True)
     factor = keys.number("rope.scaling.factor", old, or_zero=True) or 1.0
     length = keys.integer("rope.scaling.original_context_length", None)

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from dacheng.formats.huggingface.experts import PerExpert, read_experts, write_experts
-from dacheng.formats.huggingface.fields import REQUIRED, Fields
+from dacheng.formats.huggingface.fields import Fields
 from dacheng.formats.huggingface.llama_like import BLOCK, LLAMA_NAMES
 from dacheng.formats.huggingface.names import NameTable
 from dacheng.formats.huggingface.shared_fields import note_own_code
+from dacheng.formats.typed_values import REQUIRED
 from dacheng.models.traits import DecoderTraits
 from dacheng.nn.latent import LatentTraits
 from dacheng.nn.moe import MoETraits

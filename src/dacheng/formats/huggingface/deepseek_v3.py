@@ -10,9 +10,10 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from dacheng.formats.huggingface.deepseek_v2 import LATENT_NAMES, DeepseekV2
-from dacheng.formats.huggingface.fields import REQUIRED, Fields
+from dacheng.formats.huggingface.fields import Fields
 from dacheng.formats.huggingface.llama_like import BLOCK, LLAMA_DEFAULTS
 from dacheng.formats.huggingface.names import NameTable
+from dacheng.formats.typed_values import REQUIRED
 from dacheng.models.traits import DecoderTraits
 from dacheng.nn.moe import MoETraits
 

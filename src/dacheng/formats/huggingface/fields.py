@@ -2,59 +2,25 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 from dacheng.errors import DachengError
+from dacheng.formats.typed_values import REQUIRED, TypedValues, is_positive
 
 T = TypeVar("T")
-REQUIRED: Final = object()
 _OFF: tuple[Any, ...] = (None, False, 0, "", [], {})
 
 
-def is_positive(value: Any, or_zero: bool = False) -> bool:
-    """Whether a JSON value is a positive number that a float can hold (integers in JSON may be longer than any)."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return 0 < value <= sys.float_info.max or (or_zero and value == 0)
-
-
-class Fields:
-    """Takes typed values out of `config`. Null counts as absent, as transformers writes it for "not set".
-
-    Every error names the file, the field, the value found and a remedy. `finish` accounts for what nobody took.
-    """
+class Fields(TypedValues):
+    """Takes typed values out of `config`. Null counts as absent, as transformers writes it for "not set". `finish`
+    accounts for what nobody took."""
 
     def __init__(self, config: Mapping[str, Any], path: Path) -> None:
         self.path = path
         self.notes: list[str] = []
         self._config, self._taken = config, set[str]()
-
-    def integer(self, name: str, default: Any = REQUIRED, *, minimum: int = 1, maximum: int = 2**24) -> Any:
-        """An integer in [minimum, maximum]. The bounds keep an absurd count from allocating anything."""
-        value = self.get(name, default)
-        if value is default:
-            return value
-        if type(value) is not int or not minimum <= value <= maximum:
-            raise self.error(f"must be an integer from {minimum} to {maximum}", name, value)
-        return value
-
-    def number(self, name: str, default: Any = REQUIRED, *, or_zero: bool = False) -> Any:
-        """A finite positive number, as float; with `or_zero`, zero too."""
-        value = self.get(name, default)
-        if value is default:
-            return value
-        if not is_positive(value, or_zero):
-            raise self.error("must be a positive number", name, value)
-        return float(value)
-
-    def boolean(self, name: str, default: bool) -> bool:
-        value = self.get(name, default)
-        if not isinstance(value, bool):
-            raise self.error("must be true or false", name, value)
-        return value
 
     def choice(self, name: str, choices: Mapping[str, T], default: str) -> T:
         """What `choices` maps the field's text to."""
@@ -74,18 +40,11 @@ class Fields:
         """Whether the field is there, be it null: to some families "none" and "not said" are different things."""
         return name in self._config
 
-    def only(self, name: str, allowed: tuple[Any, ...], why: str) -> None:
-        """Refuses any value but those in `allowed` (and absence): a feature that is recognised and not built."""
-        value = self.get(name, None)
-        if value is not None and not any(type(value) is type(a) and value == a for a in allowed):
-            raise self.error(why, name, value, "use a model without it" + (f" (allowed: {allowed})" if allowed else ""))
-
     def understood(self, names: Mapping[str, str]) -> None:
         """Fields that have no influence on the forward pass; the mapping says why, one by one."""
         self._taken.update(names)
 
     def get(self, name: str, default: Any = None) -> Any:
-        """The raw value. Raises DachengError when it is absent and required."""
         self._taken.add(name)
         value = self._config.get(name)
         if value is not None:
@@ -110,10 +69,6 @@ class Fields:
                 )
             self.note(f"unknown field {name} is {value!r}, taken as off")
         return self.notes
-
-    def note(self, text: str) -> None:
-        """Something the user should be shown, and that stops nothing."""
-        self.notes.append(f"{self.path.name}: {text}")
 
     def error(self, problem: str, name: str, value: object, remedy: str = "correct it in config.json") -> DachengError:
         return DachengError(f"{self.path}: {name} {problem}", field=name, value=value, remedy=remedy)

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from dacheng.formats.huggingface.fields import REQUIRED, Fields
+from dacheng.formats.huggingface.fields import Fields
 from dacheng.formats.huggingface.llama_like import LLAMA_DEFAULTS, LlamaLike
+from dacheng.formats.typed_values import REQUIRED
 
 GEMMA_DEFAULTS = LLAMA_DEFAULTS | {
     "num_key_value_heads": REQUIRED,

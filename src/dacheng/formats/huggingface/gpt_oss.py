@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from dacheng.formats.huggingface.experts import read_experts, write_experts
-from dacheng.formats.huggingface.fields import REQUIRED, Fields
+from dacheng.formats.huggingface.fields import Fields
 from dacheng.formats.huggingface.llama_like import BLOCK, LLAMA_DEFAULTS, LLAMA_NAMES, LlamaLike
 from dacheng.formats.huggingface.names import NameTable
 from dacheng.formats.huggingface.patterns import layer_types, read_layer_types
+from dacheng.formats.typed_values import REQUIRED
 from dacheng.models.traits import DecoderTraits
 from dacheng.nn.mlp import CLAMP, SLOPE
 

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from dacheng.formats.huggingface.family import Family
-from dacheng.formats.huggingface.fields import REQUIRED, Fields
+from dacheng.formats.huggingface.fields import Fields
 from dacheng.formats.huggingface.names import NameTable
 from dacheng.formats.huggingface.patterns import layer_list
 from dacheng.formats.huggingface.rope import read_rope, write_rope
 from dacheng.formats.huggingface.shared_fields import read_shared, refuse_own_code
+from dacheng.formats.typed_values import REQUIRED
 from dacheng.models.traits import DecoderTraits
 
 GATED_ACTIVATIONS = {

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from dacheng.formats.huggingface.fields import REQUIRED, Fields
+from dacheng.formats.huggingface.fields import Fields
 from dacheng.formats.huggingface.llama_like import LLAMA_DEFAULTS, LlamaLike
 from dacheng.formats.huggingface.windows import one_window, one_window_config
+from dacheng.formats.typed_values import REQUIRED
 from dacheng.models.traits import DecoderTraits
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from dacheng.formats.huggingface.experts import PerExpert, read_experts, write_experts
-from dacheng.formats.huggingface.fields import REQUIRED, Fields
+from dacheng.formats.huggingface.fields import Fields
 from dacheng.formats.huggingface.llama_like import BLOCK, LLAMA_DEFAULTS, LLAMA_NAMES
 from dacheng.formats.huggingface.names import NameTable
 from dacheng.formats.huggingface.windows import one_window, one_window_config
+from dacheng.formats.typed_values import REQUIRED
 from dacheng.models.traits import DecoderTraits
 
 _MOE = "block_sparse_moe."

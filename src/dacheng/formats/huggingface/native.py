@@ -6,8 +6,9 @@ from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from dacheng.formats.huggingface.family import Family
-from dacheng.formats.huggingface.fields import REQUIRED, Fields, is_positive
+from dacheng.formats.huggingface.fields import Fields
 from dacheng.formats.huggingface.names import NameTable
+from dacheng.formats.typed_values import REQUIRED, is_positive
 from dacheng.models.traits import NESTED, DecoderTraits
 
 # An absurd count must fail here and not while something that large is being built.

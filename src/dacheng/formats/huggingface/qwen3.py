@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from dacheng.formats.huggingface.fields import REQUIRED
 from dacheng.formats.huggingface.llama_like import LLAMA_NAMES, QK_NORM_NAMES
 from dacheng.formats.huggingface.names import NameTable
 from dacheng.formats.huggingface.qwen2 import QWEN_DEFAULTS, Qwen2
+from dacheng.formats.typed_values import REQUIRED
 
 
 class Qwen3(Qwen2):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from dacheng.formats.huggingface.fields import REQUIRED, Fields
+from dacheng.formats.huggingface.fields import Fields
 from dacheng.formats.huggingface.llama_like import LLAMA_DEFAULTS, LlamaLike
 from dacheng.formats.huggingface.patterns import layer_list, read_layer_types, shortest
 from dacheng.formats.huggingface.windows import switched_config, switched_window
+from dacheng.formats.typed_values import REQUIRED
 from dacheng.models.traits import DecoderTraits
 
 

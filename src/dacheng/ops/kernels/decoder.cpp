@@ -1,5 +1,6 @@
-// One step of a Llama-like decoder (pre-norm, grouped heads, rotary positions, SwiGLU) over packed weights, as one job:
-// what is computed between two products is shared out by rows, the products by panels.
+// One step of a Llama-like decoder (norms before each branch, perhaps behind it too, grouped heads, rotary positions,
+// windows, SwiGLU or GeGLU) over packed weights, as one job: what is computed between two products is shared out by
+// rows, the products by panels.
 #include "attention.h"
 #include "linear.h"
 #include "threads.h"
@@ -8,11 +9,14 @@
 
 struct Layer {
   const float *attention_norm, *mlp_norm, *q_norm, *k_norm;  // the last two (E,) or null
+  const float *attention_post_norm, *mlp_post_norm;          // of what a branch gives, or null
   Linear q, k, v, o, gate, up, down;
+  int64_t window;            // positions that a row looks back over, its own among them; 0: all
+  int64_t rotation, tables;  // 0 or 1: which of the step's
 };
 
 struct Decoder {
-  int64_t layers, width, heads, kv_heads, head_width, mlp_width, rotated, interleaved;
+  int64_t layers, width, heads, kv_heads, head_width, mlp_width, rotated, interleaved, gelu;
   float eps, scale;
   const float* norm;
   Linear head;
@@ -23,9 +27,9 @@ struct Decoder {
 struct Step {
   int64_t rows;
   float* x;                          // (rows, D): embeddings; hidden states after the last norm on return
-  const float *cosine, *sine;        // (rows, rotated / 2)
+  const float *cosine[2], *sine[2];  // (rows, rotated / 2)
   const int64_t *texts, *places, *attended;  // (rows,): whose, the position it is written to, how many it looks at
-  Cache cache;
+  Cache cache[2];
   void *const *k, *const *v;  // by layer, float32, or bfloat16 where `narrow`
   int64_t narrow;
   int64_t logit_rows;
@@ -39,7 +43,8 @@ namespace {
 // Memory of a step, kept from call to call.
 struct Scratch {
   std::vector<int8_t> codes;
-  std::vector<float> scales, q, k, v, attended, gate, up, parts, wanted;
+  std::vector<float> scales, q, k, v, attended, gate, up, parts, branch;
+  std::vector<int64_t> tiles;  // rows that look at the same keys are taken together: where each tile begins, and the end
 
   Rows rows(int64_t rows, int64_t width) {
     int64_t blocks = rows * width / BLOCK;
@@ -70,8 +75,24 @@ struct Pass {
   Scratch& scratch;
   int64_t spans, span;  // the positions of a row are split into so many parts, of so many positions
 
-  void norm_rows(const float* weight, const Rows& to, int64_t begin, int64_t end) const {
+  // x += norm(branch), where a branch has a norm behind it; else its product has added it to x.
+  void add_branch(const float* post_norm, int64_t begin, int64_t end) const {
+    if (!post_norm) return;
+    for (int64_t r = begin; r < end; r++) {
+      float *x = step.x + r * model.width, *branch = scratch.branch.data() + r * model.width;
+      rms_norm(branch, post_norm, model.width, model.eps, branch);
+      for (int64_t i = 0; i < model.width; i += 8) store(x + i, load(x + i) + load(branch + i));
+    }
+  }
+
+  // Where the product at the end of a branch goes.
+  Product end_of_branch(const Linear& w, const float* post_norm) const {
+    return {&w, post_norm ? scratch.branch.data() : step.x, model.width, !post_norm};
+  }
+
+  void norm_rows(const float* before, const float* weight, const Rows& to, int64_t begin, int64_t end) const {
     std::vector<float> row(model.width);
+    add_branch(before, begin, end);
     for (int64_t r = begin; r < end; r++) {
       rms_norm(step.x + r * model.width, weight, model.width, model.eps, row.data());
       quantize_row(row.data(), to, r);
@@ -84,13 +105,13 @@ struct Pass {
     int64_t E = model.head_width, half = model.rotated / 2;
     for (int64_t item = begin; item < end; item++) {
       int64_t r = item / (model.heads + model.kv_heads), h = item % (model.heads + model.kv_heads) - model.heads;
-      const float *cosine = step.cosine + r * half, *sine = step.sine + r * half;
+      const float *cosine = step.cosine[layer.rotation] + r * half, *sine = step.sine[layer.rotation] + r * half;
       if (h < 0) {
         float* q = scratch.q.data() + (r * model.heads + h + model.heads) * E;
         if (layer.q_norm) rms_norm(q, layer.q_norm, E, model.eps, q);
         rotate(q, cosine, sine, model.rotated, model.interleaved);
       } else {
-        int64_t at = step.cache.offset(step.texts[r], h, step.places[r]);
+        int64_t at = step.cache[layer.tables].offset(step.texts[r], h, step.places[r]);
         float* k = scratch.k.data() + (r * model.kv_heads + h) * E;
         if (layer.k_norm) rms_norm(k, layer.k_norm, E, model.eps, k);
         rotate(k, cosine, sine, model.rotated, model.interleaved);
@@ -101,25 +122,27 @@ struct Pass {
   }
 
   template <int E, class T>
-  void attend_heads(const T* k, const T* v, int64_t begin, int64_t end) const {
-    int64_t group = model.heads / model.kv_heads;
+  void attend_heads(const Layer& layer, const T* k, const T* v, int64_t begin, int64_t end) const {
+    int64_t group = model.heads / model.kv_heads, floats = group * part_floats(E);
     for (int64_t item = begin; item < end; item++) {
-      int64_t first = item % spans * span, h = item / spans % model.kv_heads, r = item / spans / model.kv_heads;
-      int64_t stop = first + span < step.attended[r] ? first + span : step.attended[r];
-      attend<E, T>(scratch.q.data() + (r * model.heads + h * group) * E, int(group), model.scale, k, v, step.cache,
-                step.texts[r], h, first, stop, scratch.parts.data() + item * group * part_floats(E));
+      int64_t first = item % spans * span, h = item / spans % model.kv_heads, t = item / spans / model.kv_heads;
+      int64_t r = scratch.tiles[t], rows = scratch.tiles[t + 1] - r;
+      Queries queries = {scratch.q.data() + (r * model.heads + h * group) * E, rows, group, model.heads * E,
+                         step.attended + r, layer.window, scratch.parts.data() + ((r * model.kv_heads + h) * spans + item % spans) * floats,
+                         model.kv_heads * spans * floats};
+      attend<E, T>(queries, model.scale, k, v, step.cache[layer.tables], step.texts[r], h, first, first + span);
     }
   }
 
   template <class T>
-  void attend_rows(const T* k, const T* v, int64_t begin, int64_t end) const {
+  void attend_rows(const Layer& layer, const T* k, const T* v, int64_t begin, int64_t end) const {
     switch (model.head_width) {
-      case 32: return attend_heads<32, T>(k, v, begin, end);
-      case 64: return attend_heads<64, T>(k, v, begin, end);
-      case 80: return attend_heads<80, T>(k, v, begin, end);
-      case 96: return attend_heads<96, T>(k, v, begin, end);
-      case 128: return attend_heads<128, T>(k, v, begin, end);
-      case 256: return attend_heads<256, T>(k, v, begin, end);
+      case 32: return attend_heads<32, T>(layer, k, v, begin, end);
+      case 64: return attend_heads<64, T>(layer, k, v, begin, end);
+      case 80: return attend_heads<80, T>(layer, k, v, begin, end);
+      case 96: return attend_heads<96, T>(layer, k, v, begin, end);
+      case 128: return attend_heads<128, T>(layer, k, v, begin, end);
+      case 256: return attend_heads<256, T>(layer, k, v, begin, end);
     }
   }
 
@@ -140,8 +163,9 @@ struct Pass {
     for (int64_t b = begin; b < end; b++) {
       float *gate = scratch.gate.data() + b * BLOCK, *up = scratch.up.data() + b * BLOCK;
       for (int i = 0; i < BLOCK; i += 8) {
-        f32x8 g = load(gate + i);
-        store(gate + i, g / (exponential(-g) + 1.0f) * load(up + i));
+        f32x8 g = load(gate + i), s = g;  // silu(g) = g sigmoid(g); gelu's approximation with tanh is one too
+        if (model.gelu) s = (g + g * g * g * 0.044715f) * 1.5957691216057308f;
+        store(gate + i, g / (exponential(-s) + 1.0f) * load(up + i));
       }
       quantize_block(gate, to.q + b * BLOCK, to.d + b, to.s + b);
     }
@@ -153,16 +177,17 @@ struct Pass {
 
   template <class T>
   void attention(const Layer& layer, T* k, T* v, Worker& worker) const {
-    int64_t all_heads = step.rows * (model.heads + model.kv_heads), parts = step.rows * model.kv_heads * spans;
+    int64_t all_heads = step.rows * (model.heads + model.kv_heads), parts = (int64_t(scratch.tiles.size()) - 1) * model.kv_heads * spans;
     worker.phase(all_heads, 16, [&](int64_t begin, int64_t end) { place_rows(layer, k, v, begin, end); });
-    worker.phase(parts, 1, [&](int64_t begin, int64_t end) { attend_rows(k, v, begin, end); });
+    worker.phase(parts, 1, [&](int64_t begin, int64_t end) { attend_rows(layer, k, v, begin, end); });
   }
 
   void run_layer(int64_t i, Worker& worker) const {
     const Layer& layer = model.layer[i];
+    const float* before = i > 0 ? model.layer[i - 1].mlp_post_norm : nullptr;
     int64_t n = step.rows, q_width = model.heads * model.head_width, kv_width = model.kv_heads * model.head_width;
     Rows narrow = scratch.rows(n, model.width), heads = scratch.rows(n, q_width), wide = scratch.rows(n, model.mlp_width);
-    worker.phase(n, 1, [&](int64_t begin, int64_t end) { norm_rows(layer.attention_norm, narrow, begin, end); });
+    worker.phase(n, 1, [&](int64_t begin, int64_t end) { norm_rows(before, layer.attention_norm, narrow, begin, end); });
     Product qkv[] = {{&layer.q, scratch.q.data(), q_width, false},
                      {&layer.k, scratch.k.data(), kv_width, false},
                      {&layer.v, scratch.v.data(), kv_width, false}};
@@ -172,20 +197,23 @@ struct Pass {
     else
       attention(layer, static_cast<float*>(step.k[i]), static_cast<float*>(step.v[i]), worker);
     worker.phase(n, 1, [&](int64_t begin, int64_t end) { join_rows(heads, begin, end); });
-    Product o = {&layer.o, step.x, model.width, true};
+    Product o = end_of_branch(layer.o, layer.attention_post_norm);
     products(worker, &o, 1, heads);
-    worker.phase(n, 1, [&](int64_t begin, int64_t end) { norm_rows(layer.mlp_norm, narrow, begin, end); });
+    worker.phase(n, 1, [&](int64_t begin, int64_t end) {
+      norm_rows(layer.attention_post_norm, layer.mlp_norm, narrow, begin, end);
+    });
     Product gate_up[] = {{&layer.gate, scratch.gate.data(), model.mlp_width, false},
                          {&layer.up, scratch.up.data(), model.mlp_width, false}};
     products(worker, gate_up, 2, narrow);
     worker.phase(n * model.mlp_width / BLOCK, 24, [&](int64_t begin, int64_t end) { gate_blocks(wide, begin, end); });
-    Product down = {&layer.down, step.x, model.width, true};
+    Product down = end_of_branch(layer.down, layer.mlp_post_norm);
     products(worker, &down, 1, wide);
   }
 
   void run_head(Worker& worker) const {
     int64_t width = model.width;
     worker.phase(step.rows, 4, [&](int64_t begin, int64_t end) {
+      add_branch(model.layer[model.layers - 1].mlp_post_norm, begin, end);
       for (int64_t r = begin; r < end; r++) rms_norm(step.x + r * width, model.norm, width, model.eps, step.x + r * width);
     });
     Rows rows = scratch.rows(step.logit_rows, width);
@@ -197,6 +225,7 @@ struct Pass {
   }
 };
 
+static const int64_t ROWS_OF_TILE = 16;
 static const int64_t MOST_PARTS = 1 << 24;  // floats
 static const int64_t PHASES_OF_LAYER = 10, PHASES_OF_HEAD = 3;
 
@@ -219,9 +248,14 @@ extern "C" void dacheng_decoder_step(const Decoder* model, const Step* step) {
   scratch.attended.resize(n * q_width);
   scratch.k.resize(n * kv_width);
   scratch.v.resize(n * kv_width);
+  scratch.branch.resize(model->layer[0].mlp_post_norm ? n * m.width : 0);
   scratch.gate.resize(n * m.mlp_width);
   scratch.up.resize(n * m.mlp_width);
   scratch.parts.resize(n * m.heads * spans * part_floats(m.head_width));
+  scratch.tiles.clear();
+  for (int64_t r = 0; r < n; r++)
+    if (r == 0 || step->texts[r] != step->texts[r - 1] || r - scratch.tiles.back() == ROWS_OF_TILE) scratch.tiles.push_back(r);
+  scratch.tiles.push_back(n);
   Pass pass = {m, *step, scratch, spans, span};
   run_job(step->threads, m.layers * PHASES_OF_LAYER + PHASES_OF_HEAD, [&](Worker& worker) {
     for (int64_t i = 0; i < m.layers; i++) pass.run_layer(i, worker);

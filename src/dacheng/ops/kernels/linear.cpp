@@ -16,26 +16,21 @@ int64_t panel_bytes(int64_t format, int64_t in) {
   return bytes;
 }
 
-void put(const Product& to, int64_t row, int64_t column, f32x8 value) {
-  float* y = to.y + row * to.stride + column;
-  int64_t left = to.w->out - column;
-  float part[8] = {};
-  if (to.w->bias) {
-    memcpy(part, to.w->bias + column, sizeof(float) * (left < 8 ? left : 8));
-    value += load(part);
-  }
-  if (left >= 8) {
-    store(y, to.add ? load(y) + value : value);
-  } else {
-    for (int64_t i = 0; i < left; i++) y[i] = to.add ? y[i] + value[i] : value[i];
-  }
-}
-
+// The eight outputs of a panel, for each of T rows.
 template <class P, int T>
-void put_rows(const Product& to, const uint8_t* panel, int64_t column, const Rows& x, int64_t row) {
+inline void put_rows(const Product& to, const uint8_t* panel, int64_t column, const Rows& x, int64_t row) {
   f32x8 out[T];
   panel_rows<P, T>(panel, x, row, out);
-  for (int t = 0; t < T; t++) put(to, row + t, column, out[t]);
+  int64_t width = to.w->out - column < 8 ? to.w->out - column : 8;
+  float* y = to.y + row * to.stride + column;
+  for (int t = 0; t < T; t++, y += to.stride) {
+    if (width == 8) {
+      f32x8 bias = to.w->bias ? load(to.w->bias + column) : splat(0), before = to.add ? load(y) : splat(0);
+      store(y, before + (out[t] + bias));
+    } else {
+      for (int64_t i = 0; i < width; i++) y[i] = (to.add ? y[i] : 0) + (out[t][i] + (to.w->bias ? to.w->bias[column + i] : 0));
+    }
+  }
 }
 
 // Panels [first, last) of one matrix times rows [row, stop): a panel stays in the first cache meanwhile.

@@ -58,6 +58,21 @@ static inline float sum(f32x8 v) {
   return (low[0] + low[2]) + (low[1] + low[3]);
 }
 
+// Of each of eight.
+static inline f32x8 sums(const f32x8 v[8]) {
+#if defined(__AVX2__)
+  __m256 pairs[4], fours[2];
+  for (int i = 0; i < 4; i++) pairs[i] = _mm256_hadd_ps((__m256)v[2 * i], (__m256)v[2 * i + 1]);
+  for (int i = 0; i < 2; i++) fours[i] = _mm256_hadd_ps(pairs[2 * i], pairs[2 * i + 1]);
+  __m256 low = _mm256_permute2f128_ps(fours[0], fours[1], 0x20), high = _mm256_permute2f128_ps(fours[0], fours[1], 0x31);
+  return (f32x8)_mm256_add_ps(low, high);
+#else
+  f32x8 out;
+  for (int i = 0; i < 8; i++) out[i] = sum(v[i]);
+  return out;
+#endif
+}
+
 static inline float largest(f32x8 v) {
   f32x4 low, high;
   memcpy(&low, &v, 16);
