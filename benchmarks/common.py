@@ -26,11 +26,13 @@ SAMPLE_S = 0.02
 
 @dataclass
 class Run:
-    """One worker's run: what it printed, and the largest resident memory of it and its children together."""
+    """One worker's run: what it printed, and the largest resident memory of it and its children together. `failed`: how
+    it ended, where it ended badly and the others went on; then the rest says nothing."""
 
     result: dict[str, Any]
     peak_bytes: int | None
     wall_s: float
+    failed: str = ""
 
 
 def run_worker(command: Sequence[str], env: Mapping[str, str] | None = None, timeout_s: float = 3600) -> Run:
@@ -96,14 +98,25 @@ def _tree(pid: int) -> list[int]:
 
 
 def interleave(
-    workers: Mapping[str, Sequence[str]], rounds: int, env: Mapping[str, Mapping[str, str]] | None = None
+    workers: Mapping[str, Sequence[str]],
+    rounds: int,
+    env: Mapping[str, Mapping[str, str]] | None = None,
+    keep_going: bool = False,
 ) -> dict[str, list[Run]]:
-    """Runs each worker once a round, in an order that turns about, so that a machine that slows down slows all."""
+    """Runs each worker once a round, in an order that turns about, so that a machine that slows down slows all.
+    keep_going: a worker that fails is shown, and kept as a run that `failed`; otherwise it is a RuntimeError."""
     runs: dict[str, list[Run]] = {name: [] for name in workers}
     for number in range(rounds):
         names = list(workers) if number % 2 == 0 else list(workers)[::-1]
         for name in names:
-            runs[name].append(run_worker(workers[name], (env or {}).get(name)))
+            try:
+                runs[name].append(run_worker(workers[name], (env or {}).get(name)))
+            except (RuntimeError, json.JSONDecodeError, IndexError, subprocess.TimeoutExpired) as error:
+                if not keep_going:
+                    raise
+                print(f"round {number + 1}/{rounds} {name} FAILED: {error}", file=sys.stderr, flush=True)
+                runs[name].append(Run({}, None, 0.0, str(error)))
+                continue
             print(f"round {number + 1}/{rounds} {name}: {runs[name][-1].wall_s:.1f} s", file=sys.stderr, flush=True)
     return runs
 

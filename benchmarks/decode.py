@@ -1,6 +1,7 @@
 """Prefill and decode speed of SmolLM2 from its GGUF file, beside llama-cpp-python and transformers.
 
-    python benchmarks/decode.py --peer-python /path/to/python [--rounds 7] [--threads 1 2] [--batches 1 4 16]
+    python benchmarks/decode.py --peer-python /path/to/python [--rounds 7] [--threads 1 2] [--batches 1 4 16 32]
+        [--formats Q4_0 …] [--only "llama" "ours Q4" …]
 
 Every contestant in a process of its own, in turn, on the same token ids: a prompt of 512, then greedy tokens from there
 on, one for each of `batch` texts a step. llama.cpp (and ours) run Q4_0, Q4_1 and Q8_0: the file's own format, and what
@@ -8,8 +9,11 @@ llama.cpp's own requantising makes of it. Ours also runs as plain float32 torch 
 but without the fused step ("eager packed"); transformers gets the same weights as float32.
 
 Figures: tok/s of the prefill (one text of 512) and of decoding (all texts together), time to the first token (ms),
-seconds of loading, resident memory after decoding one text, and the perplexity of each on the text of --text. A line
-for each figure, our best format beside llama.cpp's best; every contestant's medians at the end.
+seconds of loading, resident memory after decoding one text, and the perplexity of each on the text of --text (once: it
+is the same in every round). A line for each figure, our best format beside llama.cpp's best; "small" is ours with
+weights_memory="small". "roofline": how much of the memory's measured speed (bandwidth.py, at as many bytes) the reading
+of the weights takes at batch 1. Every contestant's medians at the end. A worker that fails is shown and left out of its
+round; then the exit status is 1.
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from bandwidth import read_speed
 from common import Run, emit, interleave
 from decoders import NEW, PROMPT, Llama, Ours, Transformers
 
@@ -44,8 +49,12 @@ def prompt_ids(vocab_size: int) -> list[int]:
 # --- a worker ---------------------------------------------------------------------------------------------------------
 def measure(args: argparse.Namespace) -> dict[str, float]:
     contestant: Any = {"ours": Ours, "llama.cpp": Llama, "transformers": Transformers}[args.worker](args)
+    if args.ids is not None:
+        return {"perplexity": perplexity(contestant, json.loads(args.ids.read_text(encoding="utf-8")))}
     ids = prompt_ids(contestant.vocab_size)
     result: dict[str, float] = {"load": contestant.load_s}
+    if args.kind == "fused":
+        result["weights"] = contestant.weight_bytes() / 1e6
     contestant.start(1)
     contestant.prefill(ids[:32])  # warm: threads, caches, memory
     for batch in args.batches:
@@ -65,8 +74,6 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
         result[f"decode {batch}"] = batch / statistics.median(seconds)
         if "resident" not in result:
             result["resident"] = resident_mb()
-    if args.ids is not None:
-        result["perplexity"] = perplexity(contestant, json.loads(args.ids.read_text(encoding="utf-8")))
     return result
 
 
@@ -123,65 +130,109 @@ def prepare(args: argparse.Namespace, folder: Path) -> tuple[dict[str, Path], Pa
     return {name: files[name] for name in args.formats}, directory, ids
 
 
-def contestants(args: argparse.Namespace, folder: Path) -> dict[str, list[str]]:
-    files, directory, ids = prepare(args, folder)
+def contestants(args: argparse.Namespace, files: dict[str, Path], directory: Path) -> dict[str, list[str]]:
     script = str(Path(__file__).resolve())
-    common = ["--ids", str(ids), "--kv", args.kv, "--batches", *map(str, args.batches)]
+    batches = ["--kv", args.kv, "--batches", *map(str, args.batches)]
+
+    def ours(kind: str, path: Path, *more: str) -> list[str]:
+        return [sys.executable, script, "--worker", "ours", "--kind", kind, "--path", str(path), *batches, *more]
+
+    def peer(name: str, path: Path) -> list[str]:
+        return [args.peer_python, script, "--worker", name, "--path", str(path), *batches]
+
     found: dict[str, list[str]] = {}
     for name, path in files.items():
-        found[f"ours {name}"] = [
-            sys.executable,
-            script,
-            "--worker",
-            "ours",
-            "--kind",
-            "fused",
-            "--path",
-            str(path),
-            *common,
-        ]
-        found[f"llama.cpp {name}"] = [args.peer_python, script, "--worker", "llama.cpp", "--path", str(path), *common]
-    first = str(next(iter(files.values())))
-    found["ours eager packed"] = [
-        sys.executable, script, "--worker", "ours", "--kind", "packed", "--path", first, *common
-    ]  # fmt: skip
-    found["ours eager fp32"] = [
-        sys.executable, script, "--worker", "ours", "--kind", "fp32", "--path", str(directory), *common
-    ]  # fmt: skip
-    found["transformers fp32"] = [
-        args.peer_python, script, "--worker", "transformers", "--path", str(directory), *common
-    ]  # fmt: skip
+        found[f"ours {name}"] = ours("fused", path)
+        found[f"ours {name} small"] = [*ours("fused", path, "--memory", "small"), "--batches", "1"]
+        found[f"llama.cpp {name}"] = peer("llama.cpp", path)
+    found["ours eager packed"] = ours("packed", next(iter(files.values())))
+    found["ours eager fp32"] = ours("fp32", directory)
+    found["transformers fp32"] = peer("transformers", directory)
     return {name: command for name, command in found.items() if any(word in name for word in args.only)}
 
 
+UNITS = {"first token": "ms", "resident": "MB", "load": "s"}
+
+
 def report(runs: dict[str, list[Run]], threads: int) -> None:
-    """Ours against the best of llama.cpp's, then every contestant."""
-    figures = [name for name in next(iter(runs.values()))[0].result if name != "perplexity"]
+    """Ours against the best of llama.cpp's, figure by figure, then the roofline, then every contestant."""
 
-    def values(name: str, figure: str) -> list[float]:
-        return [run.result[figure] for run in runs[name]]
+    def values(name: str, figure: str) -> dict[int, float]:
+        return {i: run.result[figure] for i, run in enumerate(runs[name]) if figure in run.result}
 
-    for figure in figures:
-        higher = figure == "prefill" or figure.startswith("decode")
+    def median(name: str, figure: str) -> float:
+        return statistics.median(values(name, figure).values())
+
+    def line(figure: str, called: str, side: list[str], peers: list[str]) -> None:
+        higher = figure not in UNITS
         best = max if higher else min
-        sides = {
-            side: best((n for n in runs if n.startswith(side)), key=lambda n: statistics.median(values(n, figure)))
-            for side in ("ours", "llama.cpp")
-            if any(name.startswith(side) for name in runs)
-        }
-        if len(sides) == 2:
-            unit = "tok/s" if higher else {"first token": "ms", "resident": "MB"}.get(figure, "s")
+        side, peers = ([name for name in names if values(name, figure)] for names in (side, peers))
+        if not side or not peers:
+            return
+        one, other = (best(names, key=lambda name: median(name, figure)) for names in (side, peers))
+        both = sorted(values(one, figure).keys() & values(other, figure).keys())  # rounds in which neither failed
+        if both:
             emit(
-                figure, values(sides["ours"], figure), values(sides["llama.cpp"], figure), unit=unit, threads=threads,
-                higher_is_better=higher, ours_is=sides["ours"], peer_is=sides["llama.cpp"],
+                called, [values(one, figure)[i] for i in both], [values(other, figure)[i] for i in both],
+                unit=UNITS.get(figure, "tok/s"), threads=threads, higher_is_better=higher, ours_is=one, peer_is=other,
             )  # fmt: skip
+
+    figures = list(dict.fromkeys(figure for of in runs.values() for run in of for figure in run.result))
+    small = [name for name in runs if name.endswith(" small")]
+    ours = [name for name in runs if name.startswith("ours") and name not in small]
+    peers = [name for name in runs if name.startswith("llama.cpp")]
+    for figure in figures:
+        if figure != "weights":
+            line(figure, figure, ours, peers)
+            if figure in ("load", "resident", "decode 1"):
+                line(figure, f"{figure} small", small, peers)
+    for name in ours:
+        if values(name, "weights") and values(name, "decode 1"):
+            roofline(name, median(name, "weights"), median(name, "decode 1"), threads)
     for name, of in runs.items():
-        medians = {figure: round(statistics.median(values(name, figure)), 3) for figure in of[0].result}
-        memory = round(statistics.median((run.peak_bytes or 0) / 1e6 for run in of))
-        print(
-            json.dumps({"contestant": name, "threads": threads, "rounds": len(of), "peak_mb": memory} | medians),
-            flush=True,
-        )
+        medians = {figure: round(median(name, figure), 3) for figure in figures if values(name, figure)}
+        memory = round(statistics.median([(run.peak_bytes or 0) / 1e6 for run in of if not run.failed] or [0.0]))
+        failed = sum(1 for run in of if run.failed)
+        head = {"contestant": name, "threads": threads, "rounds": len(of), "failed": failed, "peak_mb": memory}
+        print(json.dumps(head | medians), flush=True)
+
+
+def roofline(name: str, megabytes: float, tokens: float, threads: int) -> None:
+    """At batch 1 every weight is read for one token: tokens a second times bytes, of what the memory can deliver."""
+    speed = read_speed(megabytes, threads) / 1e9
+    taken = tokens * megabytes / 1e3
+    print(json.dumps({
+        "figure": "roofline", "contestant": name, "threads": threads, "weights_mb": round(megabytes, 1),
+        "read_gb_s": round(speed, 1), "decode_gb_s": round(taken, 1), "share": round(taken / speed, 3),
+    }), flush=True)  # fmt: skip
+
+
+def report_perplexity(workers: dict[str, list[str]], ids: Path, env: dict[str, dict[str, str]]) -> bool:
+    """One worker after another; whether all of them came to an end."""
+    commands = {name: [*command, "--ids", str(ids)] for name, command in workers.items() if not name.endswith("small")}
+    runs = interleave(commands, 1, env, keep_going=True)
+    found = {name: round(run.result["perplexity"], 3) for name, (run,) in runs.items() if not run.failed}
+    print(json.dumps({"figure": "perplexity", **found}), flush=True)
+    return len(found) == len(runs)
+
+
+def compare(args: argparse.Namespace) -> bool:
+    """Whether no worker failed."""
+    with tempfile.TemporaryDirectory() as folder:
+        files, directory, ids = prepare(args, Path(folder))
+        workers = contestants(args, files, directory)
+        sound = True
+        if not args.no_perplexity:
+            most = str(max(args.threads))
+            env = {name: {"OMP_NUM_THREADS": most} for name in workers}
+            sound = report_perplexity({n: [*c, "--threads", most] for n, c in workers.items()}, ids, env)
+        for threads in args.threads:
+            env = {name: {"OMP_NUM_THREADS": str(threads)} for name in workers}
+            commands = {name: [*command, "--threads", str(threads)] for name, command in workers.items()}
+            runs = interleave(commands, args.rounds, env, keep_going=True)
+            report(runs, threads)
+            sound = sound and not any(run.failed for of in runs.values() for run in of)
+    return sound
 
 
 def main() -> None:
@@ -191,12 +242,14 @@ def main() -> None:
     parser.add_argument("--text", type=Path, default=Path(__file__).resolve().parent.parent / "README.md")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16])
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16, 32])
     parser.add_argument("--formats", nargs="+", default=list(FORMATS), choices=list(FORMATS))
     parser.add_argument("--only", nargs="+", default=[""], help="contestants whose names have one of these words")
     parser.add_argument("--worker", choices=("ours", "llama.cpp", "transformers"))
     parser.add_argument("--kind", choices=("fused", "packed", "fp32"))
     parser.add_argument("--kv", choices=("16", "32"), default="16", help="bits of keys and values")
+    parser.add_argument("--memory", choices=("fast", "small"), default="fast", help="of packed weights")
+    parser.add_argument("--no-perplexity", action="store_true")
     parser.add_argument("--path", type=Path)
     parser.add_argument("--ids", type=Path)
     args = parser.parse_args()
@@ -210,13 +263,7 @@ def main() -> None:
         from dacheng.formats.packages import MODELS, gguf_of
 
         args.gguf = gguf_of(MODELS["smollm2"], Path(tempfile.gettempdir()))
-    with tempfile.TemporaryDirectory() as folder:
-        workers = contestants(args, Path(folder))
-        for threads in args.threads:
-            env = {name: {"OMP_NUM_THREADS": str(threads)} for name in workers}
-            report(
-                interleave({n: [*c, "--threads", str(threads)] for n, c in workers.items()}, args.rounds, env), threads
-            )
+    sys.exit(0 if compare(args) else 1)
 
 
 if __name__ == "__main__":

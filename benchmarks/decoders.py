@@ -24,7 +24,8 @@ class Ours:
         torch.set_num_threads(args.threads)
         native.library()  # compiled once on a machine: not a part of loading
         self.torch, started = torch, time.perf_counter()
-        self.model = load_model(args.path, packed=args.kind != "fp32", dtype=None).model
+        packed = args.kind != "fp32"
+        self.model = load_model(args.path, packed=packed, dtype=None, weights_memory=args.memory).model
         if args.kind == "fused":
             from dacheng.models.fused import FusedDecoder
 
@@ -34,6 +35,14 @@ class Ours:
         self.load_s = time.perf_counter() - started
         self.kv_dtype = torch.bfloat16 if args.kv == "16" and self.fused is not None else torch.float32
         self.vocab_size = self.model.traits.vocab_size
+
+    def weight_bytes(self) -> int:
+        """Read for every token: what is multiplied with, a row of the embedding aside."""
+        from dacheng.nn.packed import Packed, PackedEmbedding
+
+        tied = self.model.traits.tied_head
+        kinds = (Packed, PackedEmbedding) if tied else Packed
+        return sum(module.qtensor.nbytes for module in self.model.modules() if isinstance(module, kinds))
 
     def start(self, batch: int) -> None:
         from dacheng.ops.decoder_step import CacheView

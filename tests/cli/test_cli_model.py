@@ -85,6 +85,17 @@ def test_greedy_text_is_the_same_streamed_and_as_json(here, capsys):
     assert capsys.readouterr().out == whole + "\n"
 
 
+def test_guesses_and_a_deterministic_engine_leave_a_greedy_text_alone(here, capsys):
+    words = ("generate", "--model", "nano", "--prompt", "Document 3", "--max-tokens", "12", "--temperature", "0")
+    plain = answer(capsys, *words)["completions"][0]["text"]
+    for more in (["--speculate", "3"], ["--speculate", "3", "--draft-model", "nano"], ["--deterministic"]):
+        assert answer(capsys, *words, *more)["completions"][0]["text"] == plain
+    assert answer(capsys, *words, "--kv-dtype", "int8")["completions"][0]["completion_tokens"] > 0
+    assert main([*words, "--draft-model", "nano"]) == 2
+    assert "--speculate" in capsys.readouterr().err
+    assert main([*words, "--kv-dtype", "int3"]) == 2
+
+
 def test_seeds_repeat_and_continuations_differ(here, capsys):
     words = ("generate", "--model", "nano", "--prompt", "Doc", "--max-tokens", "20", "--seed", "5", "--n", "3")
     one, two = (answer(capsys, *words)["completions"] for _ in range(2))

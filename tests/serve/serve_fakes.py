@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from functools import lru_cache
+from pathlib import Path
 
 import torch
 
@@ -144,9 +145,12 @@ def running(
     limits: Limits | None = None,
     header_s: float = 5.0,
     small: bool = False,
+    adapters_dir: Path | None = None,
 ) -> Iterator[str]:
     """A real server; yields its URL. small: with small buffers for what it sends."""
-    app = make_app(Models(list(models)), keys=Keys(keys), limits=limits, hosts=("127.0.0.1", "localhost"), drain_s=5)
+    app = make_app(
+        Models(list(models), adapters_dir), keys=Keys(keys), limits=limits, hosts=("127.0.0.1", "localhost"), drain_s=5
+    )
     listener = bind("127.0.0.1", 0)
     if small:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)

@@ -88,7 +88,8 @@ def test_a_last_message_of_the_assistant_is_continued(client, engine):
     [
         ({"extra_body": {"temperature": 2}}, "temperature"),
         ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "thinking.type"),
-        ({"tool_choice": {"type": "any"}, "tools": TOOLS}, "tool_choice"),
+        ({"tool_choice": {"type": "any"}}, "tool_choice"),
+        ({"tool_choice": {"type": "tool", "name": "nothing"}, "tools": TOOLS}, "tool_choice"),
         ({"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]}, "messages[0].content[0].type"),
         ({"extra_body": {"no_such": 1}}, "no_such"),
         ({"messages": []}, "messages"),

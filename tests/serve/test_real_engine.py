@@ -15,6 +15,7 @@ from dacheng.formats.model_directory import load_model
 from dacheng.protocols import SamplingParams
 from dacheng.serve.check import run_check
 from dacheng.serve.client import Client
+from dacheng.serve.options import EngineOptions
 from dacheng.serve.start import start_model
 from dacheng.text import ChatRenderer
 
@@ -26,7 +27,7 @@ USER = [{"role": "user", "content": "the cat sat on the mat"}]
 
 @pytest.fixture(scope="module")
 def served(tiny_directory):
-    model, notes = start_model(tiny_directory, ["tiny"], max_batch=4, max_waiting=6)
+    model, notes = start_model(tiny_directory, ["tiny"], EngineOptions(max_batch=4, max_waiting=6))
     assert any("memory" in note for note in notes)
     return model
 

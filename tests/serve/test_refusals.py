@@ -15,6 +15,7 @@ from dacheng.serve.check import run_check
 from dacheng.serve.client import Client
 from dacheng.serve.keys import Keys
 from dacheng.serve.limits import Limits
+from dacheng.serve.page import PAGE_PATHS
 
 pytest.importorskip("uvicorn")
 
@@ -94,21 +95,36 @@ MESSAGES = "messages[0]"
         ({"stream": "yes"}, "stream"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"stream": True, "stream_options": {"other": True}}, "stream_options.other"),
-        ({"response_format": {"type": "json_object"}, "tools": [TOOL]}, "response_format"),
+        ({"structured_outputs": {"grammar": "start: /a+/"}, "tools": [TOOL]}, "structured_outputs.grammar"),
+        ({"structured_outputs": {}}, "structured_outputs"),
+        ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs"),
+        ({"structured_outputs": {"choice": []}}, "structured_outputs.choice"),
+        ({"structured_outputs": {"structural_tag": "x"}}, "structured_outputs.structural_tag"),
+        ({"guided_regex": "a", "guided_choice": ["a"]}, "guided_choice"),
+        ({"guided_regex": ""}, "guided_regex"),
+        ({"guided_json": 5}, "guided_json"),
+        ({"guided_decoding_backend": "x"}, "guided_decoding_backend"),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
         ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format.json_schema.name"),
         ({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": 1}}},
          "response_format.json_schema.schema"),
         ({"response_format": {"type": "json_object", "schema": {}}}, "response_format.schema"),
         ({"response_format": {"type": "xml"}}, "response_format.type"),
-        ({"tools": [TOOL], "tool_choice": "required"}, "tool_choice"),
-        ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": "any"}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "g"}}}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": {"type": "function", "name": "f"}}, "tool_choice.function"),
+        ({"tools": [TOOL], "tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": []}}},
+         "tool_choice.allowed_tools.tools"),
+        ({"tools": [TOOL], "tool_choice": {"type": "custom"}}, "tool_choice.type"),
+        ({"tools": [TOOL | {"function": {"name": "f", "parameters": {"type": "array"}}}], "tool_choice": "required"},
+         "tools"),
         ({"tool_choice": "auto!"}, "tool_choice"),
         ({"tools": [TOOL, TOOL]}, "tools[1].function.name"),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
         ({"tools": [TOOL | {"function": {"name": "a b"}}]}, "tools[0].function.name"),
-        ({"tools": [TOOL | {"function": {"name": "f", "strict": True}}]}, "tools[0].function.strict"),
-        ({"tools": [TOOL], "parallel_tool_calls": False}, "parallel_tool_calls"),
+        ({"tools": [TOOL | {"function": {"name": "f", "strict": "yes"}}]}, "tools[0].function.strict"),
+        ({"tools": [TOOL], "parallel_tool_calls": "no"}, "parallel_tool_calls"),
         ({"audio": {}}, "audio"),
         ({"reasoning_effort": "high"}, "reasoning_effort"),
         ({"store": True}, "store"),
@@ -143,7 +159,7 @@ def test_a_chat_that_is_refused_names_the_field(client, more, param):
         ("/v1/completions", {"logprobs": 21}, "logprobs"),
         ("/v1/completions", {"prompt": "\ud800"}, "prompt"),
         ("/v1/embeddings", {"input": None, "prompt": None}, "input"),
-        ("/v1/embeddings", {"input": "x", "prompt": None, "dimensions": 3}, "dimensions"),
+        ("/v1/embeddings", {"input": "x", "prompt": None, "dimensions": 2}, "dimensions"),
         ("/v1/embeddings", {"input": "x", "prompt": None, "encoding_format": "int8"}, "encoding_format"),
         ("/v1/embeddings", {"input": [[5] * 600], "prompt": None}, "input[0]"),
         ("/tokenize", {"prompt": 5}, "prompt"),
@@ -176,6 +192,7 @@ def test_the_key(url, client):
     wrong = Client(url, "wrong-key-wrong")
     for method, path in [
         ("POST", "/v1/chat/completions"), ("GET", "/v1/models"), ("GET", "/metrics"), ("POST", "/tokenize"),
+        ("GET", "/openapi.json"),
         ("GET", "/version"), ("GET", "/no/such/route"), ("POST", "/v1/messages"), ("GET", "/tokenizer_info"),
     ]:  # fmt: skip
         for key in ("wrong-key-wrong", "", KEY + "x", KEY[:-1]):
@@ -185,7 +202,7 @@ def test_the_key(url, client):
     status, _, raw = Client(url).request("GET", "/health")
     assert status == 200 and json.loads(raw) == {"status": "ok"}
     assert Client(url, "another-key").json("GET", "/v1/models")["data"]
-    for path in ("/", "/chat.js", "/chat.css"):
+    for path in PAGE_PATHS:
         status, headers, raw = Client(url).request("GET", path)
         assert status == 200 and "default-src 'none'" in headers["content-security-policy"]
         assert b"innerHTML" not in raw and b"://" not in raw.replace(b"http://www.w3.org", b"")

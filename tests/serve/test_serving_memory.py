@@ -5,22 +5,19 @@ from __future__ import annotations
 import pytest
 
 from dacheng.errors import DachengError
-from dacheng.models.cache import LayerCache
 from dacheng.serve.memory import PROCESS, cache_room, check_weights, weight_bytes
 
 GIB = 1 << 30
-SPEC = [LayerCache("paged", kv_heads=3, head_width=64)] * 30  # SmolLM2-135M: 46,080 bytes a token in float32
+PER_TOKEN = 46_080  # SmolLM2-135M in float32
 
 
 def room(available, context=8192, batch=16):
-    return cache_room(SPEC, available, max_batch=batch, max_context=context, itemsize=4)
+    return cache_room(PER_TOKEN, available, max_batch=batch, max_context=context)
 
 
 def test_a_full_batch_where_there_is_room_and_else_what_fits():
-    per_token = sum(layer.bytes_per_token(4) for layer in SPEC)
-    assert per_token == 46_080
-    assert room(64 * GIB) == 16 * (8192 + 32) * per_token
-    assert per_token * 8224 <= room(2 * GIB) < 2 * GIB
+    assert room(64 * GIB) == 16 * (8192 + 32) * PER_TOKEN
+    assert PER_TOKEN * 8224 <= room(2 * GIB) < 2 * GIB
 
 
 def test_the_longest_context_that_fits_is_named_and_fits():

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dacheng.errors import UsageError
+
+if TYPE_CHECKING:
+    from dacheng.formats.loading import LoadedModel
 
 _UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
@@ -17,6 +21,7 @@ def export(
     gguf: str | None = None,
     dtype: str | None = None,
     max_shard_size: str | None = None,
+    adapter: Path | None = None,
     json: bool = False,
 ) -> int:
     """Writes a model as a GGUF file (llama.cpp and its kin) or as a directory that transformers loads.
@@ -35,6 +40,8 @@ def export(
         float32, bfloat16, float16: of a directory's weights; as they are when left out.
     max_shard_size
         Weights of a directory that take more go into several files: 2GB, 500MB, 1.5GiB.
+    adapter
+        A PEFT directory of a LoRA adapter, which is merged into the weights.
     json
         One JSON document on stdout.
     """
@@ -52,7 +59,11 @@ def export(
 
     use_threads()
     face = reporter()
-    notes = _export_gguf(directory, out, gguf) if gguf is not None else _export_directory(directory, out, dtype, most)
+    loaded = _merged(directory, adapter, dtype)
+    if gguf is not None:
+        notes = _export_gguf(directory, out, gguf, loaded)
+    else:
+        notes = _export_directory(directory, out, dtype, most, loaded)
     for note in notes:
         face.note(note)
     size = sum(file.stat().st_size for file in ([out] if out.is_file() else out.iterdir()) if file.is_file())
@@ -71,19 +82,37 @@ def size_in_bytes(text: str) -> int:
     return int(float(found[1]) * _UNITS[found[2]])
 
 
-def _export_gguf(directory: Path, out: Path, format: str) -> list[str]:
+def _merged(directory: Path, adapter: Path | None, dtype: str | None) -> LoadedModel | None:
+    """The model with an adapter in its weights; None without one."""
+    if adapter is None:
+        return None
+    from dacheng.adapt.attach import attach
+    from dacheng.adapt.merge import merge_into
+    from dacheng.formats.model_directory import load_model
+    from dacheng.formats.peft import read_adapter
+
+    loaded = load_model(directory, dtype=dtype)
+    merged = merge_into(loaded.model, attach(loaded.model, read_adapter(adapter, loaded.model)))
+    measured = f"logits differ by up to {merged.error:.1e}, of {merged.scale:.1f}, from those beside the weights"
+    loaded.notes += [f"the adapter is merged: {measured}", *merged.notes]
+    return loaded
+
+
+def _export_gguf(directory: Path, out: Path, format: str, loaded: LoadedModel | None) -> list[str]:
     from dacheng.formats.export import export_gguf
 
-    return list(export_gguf(directory, out, format))
+    return list(export_gguf(directory, out, format, loaded=loaded))
 
 
-def _export_directory(directory: Path, out: Path, dtype: str | None, max_shard_bytes: int | None) -> list[str]:
+def _export_directory(
+    directory: Path, out: Path, dtype: str | None, max_shard_bytes: int | None, loaded: LoadedModel | None
+) -> list[str]:
     from dacheng.formats.model_directory import load_model, save_model
     from dacheng.formats.provenance import weights_hash
 
     if out.resolve() == directory.resolve():
         raise UsageError("a model is not exported onto itself", field="--out", value=str(out), remedy="choose another")
-    loaded = load_model(directory, dtype=dtype)
+    loaded = load_model(directory, dtype=dtype) if loaded is None else loaded
     kept = {
         key: value
         for key, value in loaded.provenance.items()

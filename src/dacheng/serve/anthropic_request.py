@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+from dacheng.protocols import Grammar
 from dacheng.serve.api_error import bad_request, unimplemented
 from dacheng.serve.chat import ChatRequest
 from dacheng.serve.fields import Fields
 from dacheng.serve.limits import Limits
-from dacheng.serve.messages import checked_tool, read_text
+from dacheng.serve.messages import read_text
+from dacheng.serve.reasoning import thinking_variables
 from dacheng.serve.sampling import read_stops
 from dacheng.serve.served_model import ServedModel
+from dacheng.serve.structure import Structure
+from dacheng.serve.tools import ToolRule, Tools, checked_tool, gathered, rule_of
 
 
 def read_anthropic(body: Fields, model: ServedModel, limits: Limits, *, counting: bool = False) -> ChatRequest:
@@ -22,14 +26,13 @@ def read_anthropic(body: Fields, model: ServedModel, limits: Limits, *, counting
     for i, item in enumerate(items):
         messages += _message(Fields(item, f"messages[{i}]"))
     tools = _tools(body, limits)
-    use_tools = _tool_choice(body, tools)
-    thinking = body.object("thinking")
-    if thinking is not None:
-        if thinking.demand("type", thinking.text("type")) != "disabled":
-            raise unimplemented("thinking.type", "use 'disabled'; a model that thinks does so by itself")
-        thinking.done()
-    for key in ("mcp_servers", "container", "context_management", "output_config", "output_format"):
+    rule = _tool_choice(body, tools)
+    variables = _thinking(body, model)
+    structure = _structure(body)
+    for key in ("container", "context_management"):
         body.only(key)
+    body.only("mcp_servers", [])
+    _cache_control(body)
     params: dict[str, Any] = {}
     max_tokens = None
     if not counting:
@@ -46,9 +49,49 @@ def read_anthropic(body: Fields, model: ServedModel, limits: Limits, *, counting
         }
     continue_final = messages[-1]["role"] == "assistant"  # the answer goes on with what the last message says
     return ChatRequest(
-        messages=messages, params=params, tools=tools, use_tools=use_tools, max_tokens=max_tokens,
-        continue_final=continue_final,
+        messages=messages, params=params, tools=tools, rule=rule, max_tokens=max_tokens,
+        continue_final=continue_final, structure=structure, variables=variables,
     )  # fmt: skip
+
+
+def _thinking(body: Fields, model: ServedModel) -> dict[str, Any]:
+    """Variables of the template. Whether it thinks is the model's to say ("adaptive"), or it is told not to."""
+    thinking = body.object("thinking")
+    if thinking is None:
+        return {}
+    kind = thinking.demand("type", thinking.text("type", choices=("disabled", "adaptive", "enabled")))
+    template = "" if model.renderer is None else model.renderer.template
+    variables = thinking_variables(template, "none", model.reasons) if kind == "disabled" else {}
+    if kind == "enabled" or variables is None or (kind == "adaptive" and not model.reasons):
+        remedy = "use 'adaptive' or leave it out" if model.reasons else "this model has no thoughts; use 'disabled'"
+        raise unimplemented("thinking.type", remedy)
+    thinking.done()
+    return variables
+
+
+def _structure(body: Fields) -> Structure | None:
+    """output_config.format, and output_format, as it was called before."""
+    found = _format(body, "output_format")
+    if (config := body.object("output_config")) is not None:
+        config.only("effort")
+        form = _format(config, "format")
+        if form is not None and found is not None:
+            raise bad_request("output_config.format", "not together with output_format")
+        found = form or found
+        config.done()
+    return found
+
+
+def _format(body: Fields, key: str) -> Structure | None:
+    form = body.object(key)
+    if form is None:
+        return None
+    form.demand("type", form.text("type", choices=("json_schema",)))
+    schema = form.demand("schema", form.raw("schema"))
+    form.done()
+    if not isinstance(schema, dict):
+        raise bad_request(form.path("schema"), "expected a JSON schema")
+    return Structure(Grammar.json_schema(schema), body.path(key))
 
 
 def _system(body: Fields) -> list[dict[str, Any]]:
@@ -68,13 +111,17 @@ def _text_block(entry: Fields) -> str:
 
 
 def _finish_block(entry: Fields) -> None:
-    """cache_control is a hint, and every prefix is kept here without it."""
+    _cache_control(entry)
+    entry.done()
+
+
+def _cache_control(entry: Fields) -> None:
+    """A hint, and every prefix is kept here without it."""
     control = entry.object("cache_control")
     if control is not None:
         control.text("type", choices=("ephemeral",))
         control.text("ttl", choices=("5m", "1h"))
         control.done()
-    entry.done()
 
 
 def _message(entry: Fields) -> list[dict[str, Any]]:
@@ -133,33 +180,28 @@ def _tool_result(block: Fields) -> dict[str, Any]:
     return {"role": "tool", "tool_call_id": call_id, "content": content}
 
 
-def _tools(body: Fields, limits: Limits) -> list[dict[str, Any]] | None:
-    items = body.items("tools", most=limits.tools)
-    if not items:
-        return None
-    tools = []
-    for i, item in enumerate(items):
+def _tools(body: Fields, limits: Limits) -> Tools:
+    found = []
+    for i, item in enumerate(body.items("tools", most=limits.tools) or []):
         entry = Fields(item, f"tools[{i}]")
         if entry.text("type", "custom") != "custom":
             raise unimplemented(entry.path("type"), "only tools of yours (type custom) are")
-        control = entry.object("cache_control")
-        if control is not None:
-            control.text("type", choices=("ephemeral",))
-            control.text("ttl", choices=("5m", "1h"))
-            control.done()
-        tools.append(checked_tool(entry, schema="input_schema"))
-    return tools
+        _cache_control(entry)
+        found.append(checked_tool(entry, schema="input_schema"))
+    return gathered(found, "tools[{}].name")
 
 
-def _tool_choice(body: Fields, tools: list[dict[str, Any]] | None) -> bool:
+def _tool_choice(body: Fields, tools: Tools) -> ToolRule | None:
+    """None: no calls are looked for."""
     choice = body.object("tool_choice")
     if choice is None:
-        return tools is not None
+        return rule_of(tools) if tools.functions else None
     kind = choice.demand("type", choice.text("type", choices=("auto", "any", "tool", "none")))
-    if kind in ("any", "tool"):
-        raise unimplemented("tool_choice", "use auto or none")
-    choice.only("disable_parallel_tool_use", False)
+    parallel = kind == "none" or not choice.flag("disable_parallel_tool_use")
+    names = [choice.demand("name", choice.text("name"))] if kind == "tool" else None
     choice.done()
-    if kind == "auto" and tools is None:
+    if kind == "none":
+        return None
+    if not tools.functions:
         raise bad_request("tool_choice", "there are no tools")
-    return kind == "auto" and tools is not None
+    return rule_of(tools, must=kind in ("any", "tool"), names=names, parallel=parallel)

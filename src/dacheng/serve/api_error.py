@@ -54,8 +54,9 @@ def unimplemented(param: str, remedy: str) -> APIError:
     return APIError(400, f"this server does not implement it; {remedy}", param=param, code="unsupported_parameter")
 
 
-def from_dacheng(error: DachengError, prompt_param: str) -> APIError:
-    """A refusal of the engine, the tokenizer or the chat template. prompt_param: the field the prompt came in."""
+def from_dacheng(error: DachengError, prompt_param: str, grammar_param: str = "response_format") -> APIError:
+    """A refusal of the engine, the tokenizer or the chat template. prompt_param: the field the prompt came in;
+    grammar_param: the one that asked for a structure of the answer."""
     message = error.problem + (f"; {error.remedy}" if error.remedy else "")
     retry_after = getattr(error, "retry_after_s", None)
     if retry_after is not None:
@@ -64,7 +65,7 @@ def from_dacheng(error: DachengError, prompt_param: str) -> APIError:
     if error.field in ("state", "engine"):  # it is stopping, or has broken down
         return APIError(503, message, code="not_running", headers={"Retry-After": "5"})
     if error.field == "grammar":
-        return APIError(400, message, param="response_format", code="invalid_value")
+        return APIError(400, message, param=grammar_param, code="invalid_value")
     about_prompt = error.field in (None, "max_context", "prompt_token_ids", "messages", "text", "template", "id")
     return APIError(400, message, param=prompt_param if about_prompt else error.field, code="invalid_value")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from typing import Any
@@ -12,7 +13,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from dacheng.serve import anthropic_messages, embeddings, listing, openai_chat, openai_completions, responses, tokens
+from dacheng.serve import (
+    adapters,
+    anthropic_messages,
+    embeddings,
+    listing,
+    openai_chat,
+    openai_completions,
+    responses,
+    tokens,
+)
 from dacheng.serve.api_error import APIError
 from dacheng.serve.endpoint import endpoint
 from dacheng.serve.exchange import JSON
@@ -40,6 +50,7 @@ GET = {
     "/health": listing.health,
     "/metrics": listing.metrics,
     "/version": listing.version,
+    "/openapi.json": listing.openapi,
 }
 
 
@@ -64,11 +75,14 @@ def make_app(
         try:
             yield
         finally:
-            for model in models.served:
-                await model.engine.stop(drain=True, timeout_s=drain_s)
+            stops = [model.engine.stop(drain=True, timeout_s=drain_s) for model in models.served if not model.adapter]
+            await asyncio.gather(*stops)
 
     routes = [Route(path, endpoint(work, models, limits, metrics), methods=["POST"]) for path, work in POST.items()]
     routes += [Route(path, endpoint(work, models, limits, metrics), methods=["GET"]) for path, work in GET.items()]
+    if models.adapters_dir is not None:
+        for path, work in adapters.ROUTES.items():
+            routes.append(Route(path, endpoint(work, models, limits, metrics), methods=["POST"]))
     handlers: Any = {HTTPException: _refused}
     app = Starlette(routes=[*routes, *page_routes()], exception_handlers=handlers, lifespan=lifespan)
     app.router.redirect_slashes = False

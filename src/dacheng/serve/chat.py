@@ -16,8 +16,11 @@ from dacheng.serve.generation import Job, run_job
 from dacheng.serve.metrics import Meter
 from dacheng.serve.reasoning import CLOSE, OPEN, ReasoningSplitter
 from dacheng.serve.served_model import ServedModel
+from dacheng.serve.structure import Structure
 from dacheng.serve.token_text import LogprobAligner, MarkedText, TokenLogprob, stop_that_ended
 from dacheng.serve.tool_calls import Call, tool_parser
+from dacheng.serve.tool_grammar import answer_grammar
+from dacheng.serve.tools import ToolRule, Tools
 
 if TYPE_CHECKING:
     from dacheng.engine.engine import StepOutput
@@ -25,13 +28,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatRequest:
-    """messages, tools: as ChatRenderer takes them. use_tools: whether calls are looked for. variables: for the
-    template. max_tokens: None for whatever the context leaves. params: all else of the sampling."""
+    """messages: as ChatRenderer takes them. rule: what calls there may be (None: none are looked for). structure: what
+    the answer must be. variables: for the template. max_tokens: None for whatever the context leaves. params: all else
+    of the sampling."""
 
     messages: list[dict[str, Any]]
     params: dict[str, Any]
-    tools: list[dict[str, Any]] | None = None
-    use_tools: bool = False
+    tools: Tools = field(default_factory=Tools)
+    rule: ToolRule | None = None
+    structure: Structure | None = None
     n: int = 1
     max_tokens: int | None = None
     variables: dict[str, Any] = field(default_factory=dict)
@@ -85,7 +90,9 @@ async def render(model: ServedModel, request: ChatRequest) -> tuple[list[int], s
         raise APIError(400, f"this model takes no chats: {model.no_chat}; use /v1/completions", param="messages")
     how = {"continue_final_message": True} if request.continue_final else {"add_generation_prompt": True}
     try:
-        rendered = await asyncio.to_thread(renderer.render, request.messages, request.tools, **how, **request.variables)
+        rendered = await asyncio.to_thread(
+            renderer.render, request.messages, request.tools.for_template(), **how, **request.variables
+        )
     except DachengError as error:
         if error.field and error.field.startswith(("messages[", "tools[")):
             raise bad_request(error.field, f"{error.problem}; {error.remedy}") from error
@@ -119,10 +126,14 @@ async def chat_events(
     """Started, then deltas and calls, and Finished for each index. Closing it cancels what still runs."""
     prompt, text = await render(model, request)
     max_tokens = room_for_answer(model, len(prompt), request.max_tokens, most_tokens)
-    params = model.sampling_params(**request.params, max_tokens=max_tokens)
-    job = Job([prompt], params, request.n, "messages", deadline_s, salt, meter)
     opened = text.rstrip()
     inside = model.reasons and opened.rfind(OPEN) > opened.rfind(CLOSE) and opened.endswith(OPEN)
+    structure = answer_grammar(model, request.tools, request.rule, request.structure, inside)
+    params = model.sampling_params(
+        **request.params, max_tokens=max_tokens, grammar=None if structure is None else structure.grammar
+    )
+    param = "response_format" if structure is None else structure.param
+    job = Job([prompt], params, request.n, "messages", deadline_s, salt, meter, param)
     voices = [Voice(model, request, params, prompt, index, inside) for index in range(request.n)]
     started = False
     async with aclosing(run_job(model, job)) as steps:
@@ -151,9 +162,8 @@ class Voice:
         self._aligner = LogprobAligner(model.tokenizer, prompt) if params.logprobs else None
         self._splitter = ReasoningSplitter(inside) if model.reasons else None
         self._parser = None
-        if request.use_tools and request.tools and model.tool_format:
-            names = [tool["function"]["name"] for tool in request.tools]
-            self._parser = tool_parser(model.tool_format, names)
+        if request.rule is not None and model.tool_format:
+            self._parser = tool_parser(model.tool_format, request.tools.names)
         self._tokens: list[int] = []
         self._shown = self._calls = self._new = self._thought_tokens = 0
         self._logprobs: list[TokenLogprob] = []

@@ -17,7 +17,7 @@ async def embeddings(exchange: Exchange) -> Any:
     body, model = exchange.body, exchange.find_model()
     inputs = await read_prompts(body, "input", model, exchange.limits.inputs)
     encoding = body.text("encoding_format", "float", choices=("float", "base64"))
-    body.only("dimensions")
+    dimensions = body.integer("dimensions", low=1)
     body.text("user", longest=512)
     body.done()
     for i, (ids, _) in enumerate(inputs):
@@ -28,9 +28,12 @@ async def embeddings(exchange: Exchange) -> Any:
     async def answer() -> dict[str, Any]:
         try:
             async with asyncio.timeout(exchange.limits.deadline_s):
-                vectors = await model.engine.embed([ids for ids, _ in inputs])
+                more = {"adapter": model.adapter} if model.adapter else {}
+                vectors = await model.engine.embed([ids for ids, _ in inputs], **more)
         except TimeoutError:
             raise incomplete("deadline") from None
+        if dimensions not in (None, len(vectors[0])):
+            raise bad_request("dimensions", f"this model has {len(vectors[0])}, which cannot be cut")
         data = [
             {"object": "embedding", "index": i, "embedding": _encoded(vector, encoding)}
             for i, vector in enumerate(vectors)

@@ -67,29 +67,7 @@ class Exchange:
         kind = self.request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":
             raise APIError(415, "send the body as Content-Type: application/json", code="unsupported_media_type")
-        self.body = Fields(parse_json(await self._raw()))
-
-    async def _raw(self) -> bytes:
-        close, most = {"Connection": "close"}, self.limits.body_bytes
-        too_large = APIError(413, f"the body has more than {most} bytes", code="body_too_large", headers=close)
-        declared = self.request.headers.get("content-length", "")
-        if declared.isdecimal() and int(declared[:20]) > most:
-            raise too_large
-        raw = bytearray()
-        try:
-            async with asyncio.timeout(self.limits.body_s):
-                while True:
-                    message = await self.request.receive()
-                    if message["type"] == "http.disconnect":
-                        raise ClientGone
-                    raw += message.get("body", b"")
-                    if len(raw) > most:
-                        raise too_large
-                    if not message.get("more_body"):
-                        return bytes(raw)
-        except TimeoutError:
-            problem = f"the body did not arrive within {self.limits.body_s:g} s"
-            raise APIError(408, problem, code="body_timeout", headers=close | {"x-should-retry": "false"}) from None
+        self.body = Fields(parse_json(await read_body(self.request, self.limits)))
 
     def find_model(self, *, required: bool = True) -> ServedModel:
         """The model that the field "model" names; without `required`, the first where it is absent."""
@@ -161,10 +139,37 @@ class EventStream(Response):
 
     def _error(self, error: APIError | DachengError) -> bytes:
         known = error if isinstance(error, APIError) else from_dacheng(error, "prompt")
-        exchange = self._exchange
-        body = known.body(exchange.path, exchange.request_id)
-        name = b"event: error\n" if exchange.path.startswith(("/v1/messages", "/v1/responses")) else b""
-        return name + b"data: " + to_json(body) + b"\n\n"
+        return error_event(known, self._exchange.path, self._exchange.request_id)
+
+
+def error_event(error: APIError, path: str, request_id: str) -> bytes:
+    """The event that ends a stream which fails, as the API that `path` belongs to writes it."""
+    name = b"event: error\n" if path.startswith(("/v1/messages", "/v1/responses")) else b""
+    return name + b"data: " + to_json(error.body(path, request_id)) + b"\n\n"
+
+
+async def read_body(request: Request, limits: Limits) -> bytes:
+    """All of it. Raises APIError 413 and 408, and ClientGone."""
+    close, most = {"Connection": "close"}, limits.body_bytes
+    too_large = APIError(413, f"the body has more than {most} bytes", code="body_too_large", headers=close)
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared[:20]) > most:
+        raise too_large
+    raw = bytearray()
+    try:
+        async with asyncio.timeout(limits.body_s):
+            while True:
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientGone
+                raw += message.get("body", b"")
+                if len(raw) > most:
+                    raise too_large
+                if not message.get("more_body"):
+                    return bytes(raw)
+    except TimeoutError:
+        problem = f"the body did not arrive within {limits.body_s:g} s"
+        raise APIError(408, problem, code="body_timeout", headers=close | {"x-should-retry": "false"}) from None
 
 
 async def until_gone(receive: Receive, work: Awaitable[T]) -> T:

@@ -39,6 +39,11 @@ class Fields:
         found = self._left.pop(key, None)
         return default if found is None else found
 
+    def peek(self, key: str, default: Any = None) -> Any:
+        """The value as it was sent, which is still to be read."""
+        found = self._left.get(key)
+        return default if found is None else found
+
     def demand(self, key: str, value: Any) -> Any:
         """`value`, which was read from `key`, if it is there."""
         if value is None:

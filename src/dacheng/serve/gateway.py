@@ -16,10 +16,11 @@ from starlette.datastructures import Headers, MutableHeaders
 from dacheng.serve.api_error import APIError
 from dacheng.serve.exchange import JSON
 from dacheng.serve.keys import Keys
+from dacheng.serve.page import PAGE_PATHS
 
 access_log = logging.getLogger("dacheng.access")
 
-OPEN_PATHS = ("/health", "/", "/chat.js", "/chat.css")  # the page is static: what it asks for needs the key
+OPEN_PATHS = ("/health", *PAGE_PATHS)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -71,7 +72,8 @@ class Gateway:
                 body = refusal.body(scope["path"], request_id)
                 await JSON(body, refusal.status, refusal.headers)(scope, receive, stamped)
         finally:
-            _log(scope, status, began)
+            if not state.get("logged"):  # by the process that the request was passed on to
+                _log(scope, status, began)
 
     def _refusal(self, scope: Any, headers: Headers) -> APIError | None:
         if self._hosts is not None and _host(headers.get("host", "")) not in self._hosts:

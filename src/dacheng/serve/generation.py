@@ -9,7 +9,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
-from dacheng.errors import DachengError
+from dacheng.errors import DachengError, UsageError
 from dacheng.protocols import SamplingParams
 from dacheng.serve.api_error import APIError, from_dacheng
 from dacheng.serve.metrics import Meter
@@ -24,7 +24,8 @@ LONG_TEXT = 4096  # characters from which a text is encoded in a thread, so that
 @dataclass(frozen=True, slots=True)
 class Job:
     """Prompts, each sampled `n` times: sample k of prompt i has the index i·n + k. prompt_param: the field of the
-    request that holds the prompts. deadline_s: seconds from now to the end of all."""
+    request that holds the prompts; grammar_param: the one that asks for a structure of the answer. deadline_s: seconds
+    from now to the end of all."""
 
     prompts: Sequence[Sequence[int]]
     params: SamplingParams
@@ -33,6 +34,7 @@ class Job:
     deadline_s: float | None = None
     salt: str = ""
     meter: Meter | None = None
+    grammar_param: str = "response_format"
 
 
 async def encode_text(model: ServedModel, text: str) -> list[int]:
@@ -91,17 +93,20 @@ async def _one(
     params = job.params
     if params.seed is not None and index:  # samples differ and yet repeat
         params = replace(params, seed=_seed(params.seed + index))
-    with _translated(job.prompt_param):
-        steps = model.engine.generate(prompt, params, deadline_s=job.deadline_s, salt=job.salt)
+    with _translated(job):
+        more = {"adapter": model.adapter} if model.adapter else {}
+        steps = model.engine.generate(prompt, params, deadline_s=job.deadline_s, salt=job.salt, **more)
     try:
         while True:
-            with _translated(job.prompt_param):
+            with _translated(job):
                 try:
                     output = await anext(steps)
                 except StopAsyncIteration:
                     return
             if job.meter is not None:
                 job.meter.step(index, output)
+            if isinstance(output.error, UsageError):  # a grammar that turned out to be too complex
+                raise from_dacheng(output.error, job.prompt_param, job.grammar_param)
             if output.finish_reason not in (None, "stop", "length"):
                 raise incomplete(cast(str, output.finish_reason))
             yield index, output
@@ -110,11 +115,11 @@ async def _one(
 
 
 @contextlib.contextmanager
-def _translated(prompt_param: str) -> Iterator[None]:
+def _translated(job: Job) -> Iterator[None]:
     try:
         yield
     except DachengError as error:
-        raise from_dacheng(error, prompt_param) from error
+        raise from_dacheng(error, job.prompt_param, job.grammar_param) from error
 
 
 def _seed(seed: int) -> int:

@@ -1,4 +1,4 @@
-"""/v1/models, /health, /version, /metrics."""
+"""/v1/models, /health, /version, /metrics, /openapi.json."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ async def retrieve_model(exchange: Exchange) -> Any:
 
 def _card(model: ServedModel, name: str) -> dict[str, Any]:
     return {
-        "id": name, "object": "model", "created": model.created, "owned_by": "dacheng", "root": model.name,
-        "parent": None, "max_model_len": model.max_context,
+        "id": name, "object": "model", "created": model.created, "owned_by": "dacheng",
+        "root": model.root or model.name, "parent": model.parent, "max_model_len": model.max_context,
     }  # fmt: skip
 
 
@@ -41,3 +41,12 @@ async def version(exchange: Exchange) -> Any:
 
 async def metrics(exchange: Exchange) -> Any:
     return Response(exchange.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+async def openapi(exchange: Exchange) -> Any:
+    """What is served here, as an OpenAPI document."""
+    from dacheng import __version__
+    from dacheng.serve.openapi.document import document
+
+    paths = {getattr(route, "path", "").replace(":path}", "}") for route in exchange.request.app.routes}
+    return document(exchange.limits, paths, __version__)

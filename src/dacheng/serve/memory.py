@@ -11,22 +11,30 @@ from dacheng.errors import DachengError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dacheng.models.cache import LayerCache
-
 PROCESS = 400 << 20  # the interpreter with torch and the server imported, thread pools, activations of a step
 CACHE_SHARE = 0.8  # of what is left then
 SHORTEST = 64  # a context worth serving
 
 
-def weight_bytes(path: Path, packed: bool) -> int:
-    """Of the weights as they will be in memory: those of a .gguf file that are not left packed become float32."""
-    if path.suffix != ".gguf":
-        return sum(file.stat().st_size for file in path.glob("*.safetensors"))
-    if packed:
-        return path.stat().st_size
-    from dacheng.formats.gguf.file import GGUFFile
+def weight_bytes(path: Path, packed: bool, *, weights_memory: str = "small", widened: bool = False) -> int:
+    """Of the weights as they will be in memory: those of a .gguf file that are not left packed become float32, and
+    those of a directory where `widened`. weights_memory "fast": packed ones are there a second time, in the order that
+    the kernels read."""
+    if path.suffix == ".gguf":
+        if packed:
+            return path.stat().st_size * (2 if weights_memory == "fast" else 1)
+        from dacheng.formats.gguf.file import GGUFFile
 
-    return sum(4 * math.prod(tensor.shape) for tensor in GGUFFile(path).tensors.values())
+        return sum(4 * math.prod(tensor.shape) for tensor in GGUFFile(path).tensors.values())
+    from dacheng.formats.safetensors_header import ITEM_BYTES, read_header
+    from dacheng.formats.shards import weight_files
+
+    entries = [entry for file in weight_files(path) for entry in read_header(path / file).tensors.values()]
+    floats = ("BF16", "F16", "F64")
+    return sum(
+        math.prod(entry.shape) * (4 if widened and entry.dtype in floats else ITEM_BYTES[entry.dtype])
+        for entry in entries
+    )
 
 
 def check_weights(weights: int, available: int) -> None:
@@ -41,14 +49,19 @@ def check_weights(weights: int, available: int) -> None:
         )  # fmt: skip
 
 
-def cache_room(spec: Sequence[LayerCache], available: int, *, max_batch: int, max_context: int, itemsize: int) -> int:
+def request_bytes(per_token: int, max_context: int) -> int:
+    """Of the keys and values of one request, in whole blocks."""
+    return per_token * (max_context + 32)
+
+
+def cache_room(per_token: int, available: int, *, max_batch: int, max_context: int) -> int:
     """Bytes for keys and values, the weights being loaded: those of a full batch, or as many as there is room for.
+    per_token: bytes of one in all layers.
 
     Raises DachengError, naming the longest context that fits, when there is no room for one request of `max_context`.
     """
-    per_token = sum(layer.bytes_per_token(itemsize) for layer in spec)
-    room = int(max(0, available - PROCESS // 2) * CACHE_SHARE)
-    one = per_token * (max_context + 32)  # whole blocks
+    room = room_left(available)
+    one = request_bytes(per_token, max_context)
     if one > room:
         fits = room // per_token // 32 * 32 - 32
         raise DachengError(
@@ -58,6 +71,28 @@ def cache_room(spec: Sequence[LayerCache], available: int, *, max_batch: int, ma
             remedy=f"--max-context {fits} fits" if fits >= SHORTEST else "use a smaller model, or free memory",
         )  # fmt: skip
     return min(room, max_batch * one)
+
+
+def room_left(available: int) -> int:
+    """Of what is available once the weights are there, the bytes for keys and values."""
+    return int(max(0, available - PROCESS // 2) * CACHE_SHARE)
+
+
+def divide(room: int, ones: Sequence[int], max_batch: int) -> list[int]:
+    """What each of several engines gets of `room`: a full batch where that fits all, else one request of each, and of
+    the rest as much as it wants more, in proportion. ones: bytes of one request of each.
+
+    Raises DachengError when there is no room for one request of each.
+    """
+    least, most = sum(ones), max_batch * sum(ones)
+    if least > room:
+        raise DachengError(
+            f"keys and values of one request of each of {len(ones)} models take {show(least)}, and {show(room)} are"
+            " left for them (estimated)",
+            field="max_context", remedy="fewer models, or a shorter --max-context",
+        )  # fmt: skip
+    share = 1.0 if most <= room or most == least else (room - least) / (most - least)
+    return [one + int(share * (max_batch - 1) * one) for one in ones]
 
 
 def show(n_bytes: int) -> str:

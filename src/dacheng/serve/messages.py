@@ -1,18 +1,15 @@
-"""Messages and tools of OpenAI's chat API, checked and made what ChatRenderer takes."""
+"""Messages of OpenAI's chat API, checked and made what ChatRenderer takes."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any
 
-from dacheng.protocols import Grammar
 from dacheng.serve.api_error import bad_request, unimplemented
 from dacheng.serve.fields import Fields
 from dacheng.serve.limits import Limits
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
-_NAME = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 
 
 def read_messages(body: Fields, limits: Limits, *, knows_developer: bool) -> list[dict[str, Any]]:
@@ -94,73 +91,3 @@ def _call(entry: Fields) -> dict[str, Any]:
     function.done()
     entry.done()
     return found
-
-
-def read_tools(body: Fields, limits: Limits) -> list[dict[str, Any]] | None:
-    items = body.items("tools", most=limits.tools)
-    if not items:
-        return None
-    tools, names = [], set()
-    for i, item in enumerate(items):
-        entry = Fields(item, f"tools[{i}]")
-        if (kind := entry.demand("type", entry.text("type"))) != "function":
-            raise unimplemented(f"tools[{i}].type", f"{kind!r} is no function")
-        function = entry.demand("function", entry.object("function"))
-        entry.done()
-        tools.append(checked_tool(function))
-        if (name := tools[-1]["function"]["name"]) in names:
-            raise bad_request(f"tools[{i}].function.name", f"{name} is there twice")
-        names.add(name)
-    return tools
-
-
-def checked_tool(function: Fields, *, schema: str = "parameters") -> dict[str, Any]:
-    """A function as the templates know it; `schema`: the field that holds its JSON schema."""
-    name = function.demand("name", function.text("name"))
-    if not _NAME.fullmatch(name):
-        raise bad_request(function.path("name"), "expected letters, digits, _ . : -, 128 at most")
-    found: dict[str, Any] = {"name": name, "description": function.text("description", "")}
-    parameters = function.raw(schema, {"type": "object", "properties": {}})
-    if not isinstance(parameters, dict):
-        raise bad_request(function.path(schema), "expected a JSON schema")
-    found["parameters"] = parameters
-    function.only("strict", False)
-    function.done()
-    return {"type": "function", "function": found}
-
-
-def read_tool_choice(body: Fields, tools: list[dict[str, Any]] | None) -> bool:
-    """Whether calls are looked for."""
-    choice = body.raw("tool_choice")
-    if choice is None or choice == "auto":
-        return tools is not None
-    if choice == "none":
-        return False
-    if tools is None:
-        raise bad_request("tool_choice", "there are no tools")
-    if choice == "required" or isinstance(choice, dict):
-        raise unimplemented("tool_choice", "use 'auto' or 'none'")
-    raise bad_request("tool_choice", "expected auto or none")
-
-
-def read_response_format(body: Fields) -> Grammar | None:
-    """What the answer must be; None: any text. Whether a schema can be followed is said by the engine."""
-    form = body.object("response_format")
-    if form is None:
-        return None
-    kind = form.demand("type", form.text("type", choices=("text", "json_object", "json_schema")))
-    grammar = None
-    if kind == "json_object":
-        grammar = Grammar.json_object()
-    elif kind == "json_schema":
-        inner = form.demand("json_schema", form.object("json_schema"))
-        inner.demand("name", inner.text("name", longest=64))
-        inner.text("description", longest=4096)
-        inner.flag("strict")  # the schema is always kept to
-        schema = inner.demand("schema", inner.raw("schema"))
-        if not isinstance(schema, dict):
-            raise bad_request(inner.path("schema"), "expected a JSON schema")
-        grammar = Grammar.json_schema(schema)
-        inner.done()
-    form.done()
-    return grammar

@@ -8,16 +8,19 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from dacheng.serve.api_error import bad_request
+from dacheng.serve.api_error import bad_request, unimplemented
 from dacheng.serve.chat import ChatRequest, Event, Finished, Started, TextDelta, ToolCall, chat_events
 from dacheng.serve.exchange import Exchange
 from dacheng.serve.fields import Fields
 from dacheng.serve.limits import Limits
-from dacheng.serve.messages import read_messages, read_response_format, read_tool_choice, read_tools
+from dacheng.serve.messages import read_messages
+from dacheng.serve.reasoning import thinking_variables
 from dacheng.serve.sampling import read_sampling
 from dacheng.serve.served_model import ServedModel
 from dacheng.serve.streams import collected, sse
+from dacheng.serve.structure import read_structure
 from dacheng.serve.token_text import TokenLogprob
+from dacheng.serve.tools import read_tool_choice, read_tools
 
 
 @dataclass(slots=True)
@@ -66,13 +69,10 @@ def read_chat_request(body: Fields, model: ServedModel, limits: Limits) -> ChatR
     template = "" if model.renderer is None else model.renderer.template
     messages = read_messages(body, limits, knows_developer="developer" in template)
     tools = read_tools(body, limits)
-    use_tools = read_tool_choice(body, tools)
-    grammar = read_response_format(body)
-    if grammar is not None and use_tools:
-        raise bad_request("response_format", "not together with tools: a call would not fit it")
-    if not body.flag("parallel_tool_calls", True):
-        raise bad_request("parallel_tool_calls", "this server cannot restrain the model to one call")
+    rule = read_tool_choice(body, tools)
+    structure = read_structure(body)
     refuse_what_is_missing(body)
+    thinking = read_effort(body, model)
     variables = body.object("chat_template_kwargs")
     continue_final = body.flag("continue_final_message")
     body.only("add_generation_prompt", not continue_final)
@@ -81,20 +81,21 @@ def read_chat_request(body: Fields, model: ServedModel, limits: Limits) -> ChatR
     return ChatRequest(
         messages=messages,
         tools=tools,
-        use_tools=use_tools,
+        rule=rule,
+        structure=structure,
         n=body.integer("n", 1, low=1, high=limits.n),
         max_tokens=read_max_tokens(body, limits),
-        params=read_sampling(body, limits, model.vocab_size) | read_logprobs(body, limits) | {"grammar": grammar},
-        variables={} if variables is None else read_variables(variables),
+        params=read_sampling(body, limits, model.vocab_size) | read_logprobs(body, limits),
+        variables=thinking | ({} if variables is None else read_variables(variables)),
         continue_final=continue_final,
     )
 
 
 def refuse_what_is_missing(body: Fields) -> None:
     """Fields of OpenAI's that are not implemented; those that only describe the request to its sender are taken."""
-    for key in ("audio", "function_call", "functions", "prediction", "reasoning_effort", "verbosity",
-                "web_search_options", "moderation"):  # fmt: skip
+    for key in ("audio", "function_call", "functions", "prediction", "web_search_options", "moderation"):  # fmt: skip
         body.only(key)
+    body.only("verbosity", "medium")
     body.only("store", False)
     body.only("modalities", ["text"])
     body.only("service_tier", "auto", "default")
@@ -102,6 +103,16 @@ def refuse_what_is_missing(body: Fields) -> None:
         body.text(key, longest=512)
     if (metadata := body.object("metadata")) is not None:
         metadata.rest()
+
+
+def read_effort(body: Fields, model: ServedModel, key: str = "reasoning_effort") -> dict[str, Any]:
+    """Variables of the template for it."""
+    effort = body.text(key, longest=16)
+    template = "" if model.renderer is None else model.renderer.template
+    variables = thinking_variables(template, effort, model.reasons)
+    if variables is None:
+        raise unimplemented(body.path(key), "the chat template of this model knows no such effort; leave it out")
+    return variables
 
 
 def read_variables(variables: Fields) -> dict[str, Any]:
@@ -123,7 +134,7 @@ def read_max_tokens(body: Fields, limits: Limits) -> int | None:
 def read_logprobs(body: Fields, limits: Limits) -> dict[str, Any]:
     wanted = body.flag("logprobs")
     top = body.integer("top_logprobs", low=0, high=limits.top_logprobs)
-    if top is not None and not wanted:
+    if top and not wanted:
         raise bad_request("top_logprobs", "only with logprobs=true")
     return {"logprobs": wanted or None, "top_logprobs": top or None}
 

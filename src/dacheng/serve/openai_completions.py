@@ -17,6 +17,7 @@ from dacheng.serve.openai_chat import read_stream_options
 from dacheng.serve.sampling import read_sampling
 from dacheng.serve.served_model import ServedModel
 from dacheng.serve.streams import sse
+from dacheng.serve.structure import read_structure
 from dacheng.serve.token_text import entries, finite
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ async def read_completion_request(exchange: Exchange, model: ServedModel, stream
     include_usage = read_stream_options(body, stream)
     n = body.integer("n", 1, low=1, high=limits.n)
     body.only("best_of", n)
-    body.only("suffix")
+    body.only("suffix", "")
     body.text("user", longest=512)
     prompts = await read_prompts(body, "prompt", model, limits.prompts)
     if len(prompts) * n > limits.prompts:
@@ -72,9 +73,12 @@ async def read_completion_request(exchange: Exchange, model: ServedModel, stream
             sampling["prompt_logprobs"] = logprobs
     for ids, _ in prompts:
         room_for_answer(model, len(ids), max(max_tokens, 1), limits.max_tokens)
-    params = model.sampling_params(**sampling, max_tokens=max(max_tokens, 1))
+    structure = read_structure(body)
+    grammar = None if structure is None else structure.grammar
+    params = model.sampling_params(**sampling, max_tokens=max(max_tokens, 1), grammar=grammar)
     salt = exchange.salt(body.text("cache_salt", "", longest=256))
-    job = Job([ids for ids, _ in prompts], params, n, "prompt", limits.deadline_s, salt, exchange.meter)
+    param = "response_format" if structure is None else structure.param
+    job = Job([ids for ids, _ in prompts], params, n, "prompt", limits.deadline_s, salt, exchange.meter, param)
     base = {
         "id": f"cmpl-{secrets.token_hex(12)}", "object": "text_completion", "created": int(time.time()),
         "model": exchange.model_name,

@@ -1,4 +1,4 @@
-"""The chat page: three static files that ask nothing of anyone but this server."""
+"""The chat page: static files that ask nothing of anyone but this server."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+_SCRIPTS = ("chat.js", "column.js", "stream.js", "texts.js", "tokens.js")
 _FILES = {
     "/": ("chat.html", "text/html"),
-    "/chat.js": ("chat.js", "text/javascript"),
     "/chat.css": ("chat.css", "text/css"),
+    **{f"/{name}": (name, "text/javascript") for name in _SCRIPTS},
 }
+PAGE_PATHS = tuple(_FILES)  # without a key: what the page asks for needs it
 
 
 def page_routes() -> list[Route]:

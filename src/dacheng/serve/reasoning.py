@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from dacheng.serve.markers import possible_start, trailing_space
 
 OPEN, CLOSE = "<think>", "</think>"
+
+
+def thinking_variables(template: str, effort: str | None, reasons: bool) -> dict[str, Any] | None:
+    """For the template: how much the model is to think. None where it cannot be told so. effort: OpenAI's, "none" for
+    not at all; None: nothing is asked. reasons: whether the model thinks unless it is told not to."""
+    if effort is None:
+        return {}
+    if effort == "none" and (not reasons or "enable_thinking" in template):
+        return {"enable_thinking": False} if reasons else {}
+    return {"reasoning_effort": effort} if "reasoning_effort" in template else None
 
 
 class ReasoningSplitter:

@@ -7,10 +7,10 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
-from dacheng.serve.chat import ChatRequest, Event, Finished, Started, TextDelta, ToolCall, chat_events
+from dacheng.serve.chat import Event, Finished, Started, TextDelta, ToolCall, chat_events
 from dacheng.serve.exchange import Exchange
 from dacheng.serve.openai_chat import Usage
-from dacheng.serve.responses_request import read_response_request
+from dacheng.serve.responses_request import ResponseRequest, read_response_request
 from dacheng.serve.streams import named_sse
 
 
@@ -22,7 +22,7 @@ async def create_response(exchange: Exchange) -> Any:
     body.done()
     most, deadline = exchange.limits.max_tokens, exchange.limits.deadline_s
     events = exchange.owned(
-        chat_events(model, request, exchange.meter, most_tokens=most, deadline_s=deadline, salt=exchange.salt())
+        chat_events(model, request.chat, exchange.meter, most_tokens=most, deadline_s=deadline, salt=exchange.salt())
     )
     parts = response_events(events, _head(exchange.model_name, request))
     if stream:
@@ -38,19 +38,13 @@ async def _last(parts: AsyncIterator[dict[str, Any]]) -> dict[str, Any]:
     return response
 
 
-def _head(model_name: str, request: ChatRequest) -> dict[str, Any]:
-    tools = [{"type": "function", "strict": False} | tool["function"] for tool in request.tools or []]
-    first = request.messages[0] if request.messages else {"role": None}
+def _head(model_name: str, request: ResponseRequest) -> dict[str, Any]:
     return {
         "id": f"resp_{secrets.token_hex(16)}", "object": "response", "created_at": int(time.time()),
-        "status": "in_progress", "background": False, "error": None, "incomplete_details": None,
-        "instructions": first["content"] if first["role"] == "system" else None,
-        "max_output_tokens": request.max_tokens, "model": model_name, "output": [], "parallel_tool_calls": True,
-        "previous_response_id": None, "reasoning": {"effort": None, "summary": None}, "store": False,
-        "temperature": request.params["temperature"], "text": {"format": {"type": "text"}},
-        "tool_choice": "auto" if request.use_tools or not tools else "none", "tools": tools,
-        "top_p": request.params["top_p"], "truncation": "disabled", "usage": None, "metadata": {},
-    }  # fmt: skip
+        "status": "in_progress", "background": False, "error": None, "incomplete_details": None, "model": model_name,
+        "output": [], "previous_response_id": None, "store": False,
+        "truncation": "disabled", "usage": None,
+    } | request.echo  # fmt: skip
 
 
 class _Stream:

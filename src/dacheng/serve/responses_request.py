@@ -2,69 +2,107 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from dacheng.serve.api_error import bad_request, unimplemented
 from dacheng.serve.chat import ChatRequest
 from dacheng.serve.fields import Fields
 from dacheng.serve.limits import Limits
-from dacheng.serve.messages import checked_tool, plain_part, read_text, read_tool_choice
+from dacheng.serve.messages import plain_part, read_text
+from dacheng.serve.openai_chat import read_effort
 from dacheng.serve.served_model import ServedModel
+from dacheng.serve.structure import Structure, read_format
+from dacheng.serve.tools import Tools, checked_tool, gathered, read_tool_choice
 
 _TEXT_PARTS = ("input_text", "output_text", "text")
 
 
-def read_response_request(body: Fields, model: ServedModel, limits: Limits) -> ChatRequest:
+@dataclass(frozen=True, slots=True)
+class ResponseRequest:
+    """echo: fields that the response repeats."""
+
+    chat: ChatRequest
+    echo: dict[str, Any]
+
+
+def read_response_request(body: Fields, model: ServedModel, limits: Limits) -> ResponseRequest:
     """OpenAI asks for nothing here, not even an input: then the model begins by itself."""
+    echo: dict[str, Any] = {"instructions": body.text("instructions")}
     messages: list[dict[str, Any]] = []
-    if (instructions := body.text("instructions")) is not None:
-        messages.append({"role": "system", "content": instructions})
+    if echo["instructions"] is not None:
+        messages.append({"role": "system", "content": echo["instructions"]})
     messages += _input(body, limits)
     tools = _tools(body, limits)
-    use_tools = read_tool_choice(body, tools)
-    _refuse_what_is_missing(body)
-    return ChatRequest(
+    echo["tools"] = [
+        {"type": "function", "strict": tool["function"]["name"] in tools.strict} | tool["function"]
+        for tool in tools.functions
+    ]
+    echo["tool_choice"] = body.peek("tool_choice", "auto")
+    echo["parallel_tool_calls"] = body.peek("parallel_tool_calls", True)
+    rule = read_tool_choice(body, tools, flat=True)
+    structure, echo["text"] = _text_options(body)
+    _refuse_what_is_missing(body, model)
+    variables, echo["reasoning"] = _reasoning(body, model)
+    metadata = body.object("metadata")
+    echo["metadata"] = {} if metadata is None else metadata.rest()
+    params = {"temperature": body.number("temperature", low=0, high=2), "top_p": body.number("top_p", low=0, high=1)}
+    max_tokens = echo["max_output_tokens"] = body.integer("max_output_tokens", low=1, high=limits.max_tokens)
+    chat = ChatRequest(
         messages=messages,
         tools=tools,
-        use_tools=use_tools,
-        max_tokens=body.integer("max_output_tokens", low=1, high=limits.max_tokens),
-        params={
-            "temperature": body.number("temperature", low=0, high=2),
-            "top_p": body.number("top_p", low=0, high=1),
-        },
+        rule=rule,
+        structure=structure,
+        max_tokens=max_tokens,
+        params=params,
+        variables=variables,
     )
+    return ResponseRequest(chat, echo | params)
 
 
-def _refuse_what_is_missing(body: Fields) -> None:
+def _text_options(body: Fields) -> tuple[Structure | None, dict[str, Any]]:
+    """(structure, what the response says of it)."""
+    text = body.object("text")
+    if text is None:
+        return None, {"format": {"type": "text"}}
+    text.only("verbosity", "medium")
+    form = text.peek("format", {"type": "text"})
+    structure = read_format(text, "format", flat=True)
+    text.done()
+    return structure, {"format": form}
+
+
+def _refuse_what_is_missing(body: Fields, model: ServedModel) -> None:
     """Answers are not kept here: what would need an earlier one is refused; `store` is true where clients say nothing,
-    and the answer says false."""
-    for key in ("previous_response_id", "conversation", "prompt", "context_management", "moderation", "max_tool_calls"):
+    and the answer says false. Thoughts are given as they are: only without any is nothing to be encrypted."""
+    for key in ("previous_response_id", "conversation", "prompt", "context_management", "moderation"):
         body.only(key)
     body.only("background", False)
     body.only("store", False)
-    body.only("include", [])
+    body.only("include", [], *([] if model.reasons else [["reasoning.encrypted_content"]]))
     body.only("truncation", "disabled")
-    body.only("parallel_tool_calls", True)
     body.only("top_logprobs", 0)
     body.only("service_tier", "auto", "default")
     for key in ("user", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"):
         body.text(key, longest=512)
-    if (metadata := body.object("metadata")) is not None:
-        metadata.rest()
-    if (reasoning := body.object("reasoning")) is not None:
-        for key in ("effort", "summary", "generate_summary"):
-            reasoning.only(key)
-        reasoning.done()
-    if (text := body.object("text")) is not None:
-        text.only("verbosity", "medium")
-        if (form := text.object("format")) is not None:
-            if form.demand("type", form.text("type")) != "text":
-                raise unimplemented("text.format", "use {'type': 'text'}")
-            form.done()
-        text.done()
+    body.integer("max_tool_calls", low=0)  # of OpenAI's own tools, of which there are none
     if (options := body.object("stream_options")) is not None:
         options.only("include_obfuscation", False)
         options.done()
+
+
+def _reasoning(body: Fields, model: ServedModel) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(variables of the template, what the response says of it)."""
+    said: dict[str, Any] = {"effort": None, "summary": None}
+    reasoning = body.object("reasoning")
+    if reasoning is None:
+        return {}, said
+    said["effort"] = reasoning.peek("effort")
+    variables = read_effort(reasoning, model, "effort")
+    for key in ("summary", "generate_summary"):  # thoughts are given as they are
+        reasoning.only(key)
+    reasoning.done()
+    return variables, said
 
 
 def _input(body: Fields, limits: Limits) -> list[dict[str, Any]]:
@@ -78,8 +116,12 @@ def _input(body: Fields, limits: Limits) -> list[dict[str, Any]]:
     messages: list[dict[str, Any]] = []
     for i, item in enumerate(found):
         message = _item(Fields(item, f"input[{i}]"))
-        if "tool_calls" in message and messages and messages[-1]["role"] == "assistant":  # of one turn
-            messages[-1].setdefault("tool_calls", []).extend(message["tool_calls"])
+        last: dict[str, Any] = messages[-1] if messages else {"role": ""}
+        of_one_turn = message["role"] == last["role"] == "assistant"
+        if of_one_turn and "tool_calls" in message:
+            last.setdefault("tool_calls", []).extend(message["tool_calls"])
+        elif of_one_turn and "reasoning_content" in last and not last["content"] and "tool_calls" not in last:
+            last["content"] = message["content"]
         else:
             messages.append(message)
     return messages
@@ -98,6 +140,11 @@ def _item(entry: Fields) -> dict[str, Any]:
         call_id = entry.demand("call_id", entry.text("call_id"))
         output = entry.demand("output", entry.raw("output"))
         message = {"role": "tool", "tool_call_id": call_id, "content": _text(output, entry.path("output"))}
+    elif kind == "reasoning":
+        entry.only("encrypted_content")
+        entry.only("summary", [])
+        thought = read_text(entry.raw("content", ""), entry.path("content"), ("reasoning_text",))
+        message = {"role": "assistant", "content": "", "reasoning_content": thought}
     elif kind == "message":
         roles = ("user", "assistant", "system", "developer")
         role = entry.demand("role", entry.text("role", choices=roles))
@@ -120,12 +167,11 @@ def _text_part(entry: Fields) -> str:
     return plain_part(entry)
 
 
-def _tools(body: Fields, limits: Limits) -> list[dict[str, Any]] | None:
-    items = body.items("tools", most=limits.tools)
-    tools = []
-    for i, item in enumerate(items or []):
+def _tools(body: Fields, limits: Limits) -> Tools:
+    found = []
+    for i, item in enumerate(body.items("tools", most=limits.tools) or []):
         entry = Fields(item, f"tools[{i}]")
         if entry.demand("type", entry.text("type")) != "function":
             raise unimplemented(entry.path("type"), "only functions are")
-        tools.append(checked_tool(entry))
-    return tools or None
+        found.append(checked_tool(entry))
+    return gathered(found, "tools[{}].name")

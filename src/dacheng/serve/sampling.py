@@ -9,6 +9,15 @@ from dacheng.serve.api_error import bad_request
 from dacheng.serve.fields import Fields
 from dacheng.serve.limits import Limits
 
+ALREADY: dict[str, tuple[Any, ...]] = {
+    "include_stop_str_in_output": (False,),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True, False),
+    "use_beam_search": (False,),
+    "length_penalty": (1.0, 1),
+    "priority": (0,),
+}
+
 
 def read_sampling(body: Fields, limits: Limits, vocab_size: int) -> dict[str, Any]:
     """What SamplingParams takes, None where the request says nothing: OpenAI's fields, and as extensions those that
@@ -26,7 +35,9 @@ def read_sampling(body: Fields, limits: Limits, vocab_size: int) -> dict[str, An
 
 
 def read_extensions(body: Fields, vocab_size: int) -> dict[str, Any]:
-    """vLLM's. top_k: -1, too, is off."""
+    """vLLM's. top_k: -1, too, is off. Others of vLLM's are taken where they say what is done here anyway."""
+    for key, values in ALREADY.items():
+        body.only(key, *values)
     top_k = body.integer("top_k", low=-1)
     stop_ids = body.items("stop_token_ids", most=64)
     for i, value in enumerate(stop_ids or []):

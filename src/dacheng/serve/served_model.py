@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dacheng.errors import DachengError
@@ -40,9 +41,10 @@ class ServingEngine(Protocol):
         *,
         deadline_s: float | None = None,
         salt: str = "",
+        adapter: str = "",
     ) -> AsyncIterator[StepOutput]: ...
 
-    async def embed(self, token_ids: list[list[int]]) -> list[Tensor]: ...
+    async def embed(self, token_ids: list[list[int]], *, adapter: str = "") -> list[Tensor]: ...
 
     def stats(self) -> dict[str, float]: ...
 
@@ -52,7 +54,8 @@ class ServedModel:
     """names: the first is the model's own, the others are aliases. renderer: None where there is no chat template
     (`no_chat` says why). tool_format: see tool_calls. end_ids: tokens that end a text beside the tokenizer's EOS.
     defaults: sampling parameters of requests that do not set them. marker_ids: special tokens that are shown in a chat
-    because they mark calls and thoughts."""
+    because they mark calls and thoughts. adapter: of the engine, which every request goes through; then root is the
+    name of its directory, parent that of its base."""
 
     names: tuple[str, ...]
     engine: ServingEngine
@@ -66,6 +69,9 @@ class ServedModel:
     end_ids: tuple[int, ...] = ()
     defaults: dict[str, Any] = field(default_factory=dict)
     marker_ids: frozenset[int] = frozenset()
+    adapter: str = ""
+    root: str = ""
+    parent: str | None = None
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property
@@ -121,6 +127,7 @@ class Models:
     """The models of one server, by name."""
 
     served: list[ServedModel]
+    adapters_dir: Path | None = None  # clients may load adapters that lie below it
 
     def find(self, name: str) -> ServedModel:
         """Raises APIError 404 naming the models that there are."""

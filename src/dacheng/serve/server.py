@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
 import signal
 import socket
 import sys
@@ -55,6 +56,8 @@ class Server(uvicorn.Server):
     """SIGTERM and SIGINT stop accepting and let running requests finish; the second ends at once. One that comes with
     the first is the first: supervisors signal a process and its group."""
 
+    quiet = False
+    on_stop: Callable[[], None] | None = None
     _stopping_since: float | None = None
 
     def handle_exit(self, sig: int, frame: Any) -> None:
@@ -64,7 +67,10 @@ class Server(uvicorn.Server):
                 logging.getLogger("uvicorn.error").disabled = True  # it would report what it has to leave undone
         else:
             self._stopping_since = time.monotonic()
-            print("stopping: what is running may finish; once more ends at once", file=sys.stderr, flush=True)
+            if self.on_stop is not None:
+                self.on_stop()
+            if not self.quiet:
+                print("stopping: what is running may finish; once more ends at once", file=sys.stderr, flush=True)
         self.should_exit = True
 
     @contextlib.contextmanager
@@ -80,6 +86,19 @@ class Server(uvicorn.Server):
         finally:
             for sig, handler in before.items():
                 signal.signal(sig, handler)
+
+
+def leave_on_signal() -> None:
+    """Until the server handles signals, SIGINT and SIGTERM end the process at once: nothing is to be saved, and an
+    exception, raised wherever the import of a library stands, might be caught there."""
+
+    def leave(sig: int, frame: Any) -> None:
+        os.write(2, b"interrupted\n")
+        os._exit(130)
+
+    with contextlib.suppress(ValueError):  # not the main thread
+        for sig in SIGNALS:
+            signal.signal(sig, leave)
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -121,26 +140,29 @@ def make_server(app: Any, *, header_s: float = 15.0, drain_s: float = 30.0, conn
 
 def serve(
     app: Any, listener: socket.socket, *, ready: Callable[[], None] | None = None, header_s: float = 15.0,
-    drain_s: float = 30.0,
+    drain_s: float = 30.0, quiet: bool = False,
 ) -> bool:  # fmt: skip
-    """Serves until a signal. ready is called when requests are taken. Returns False when stopping was cut short.
+    """Serves until a signal. ready is called when requests are taken. quiet: a stop is not announced. Returns False
+    when stopping was cut short.
 
     Raises DachengError when the application does not start.
     """
     server = make_server(app, header_s=header_s, drain_s=drain_s)
-
-    async def main() -> None:
-        serving = asyncio.create_task(server.serve(sockets=[listener]))
-        while not server.started and not serving.done():
-            await asyncio.sleep(0.01)
-        if server.started and ready is not None:
-            ready()
-        await serving
-        if not server.started:
-            raise DachengError("the server did not start", remedy="its log says why")
-
-    asyncio.run(main())
+    server.quiet = quiet
+    asyncio.run(run(server, listener, ready))
     return not server.force_exit
+
+
+async def run(server: Server, listener: socket.socket, ready: Callable[[], None] | None = None) -> None:
+    """Until a signal, or until `should_exit` is set. Raises DachengError when the application does not start."""
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    while not server.started and not serving.done():
+        await asyncio.sleep(0.01)
+    if server.started and ready is not None:
+        ready()
+    await serving
+    if not server.started:
+        raise DachengError("the server did not start", remedy="its log says why")
 
 
 def log_to_stderr(level: int = logging.INFO) -> None:
@@ -155,6 +177,7 @@ def log_to_stderr(level: int = logging.INFO) -> None:
 
     handler = logging.StreamHandler()
     handler.setFormatter(Line())
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of every piece that a client did not wait for
     for name in ("dacheng", "uvicorn.error"):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False

@@ -8,8 +8,9 @@ from dacheng.serve.api_error import bad_request
 from dacheng.serve.chat import ChatRequest, render
 from dacheng.serve.exchange import Exchange
 from dacheng.serve.generation import encode_text
-from dacheng.serve.messages import read_messages, read_tools
+from dacheng.serve.messages import read_messages
 from dacheng.serve.openai_chat import read_variables
+from dacheng.serve.tools import read_tools
 
 
 async def tokenize(exchange: Exchange) -> Any:
@@ -53,6 +54,8 @@ async def tokenizer_info(exchange: Exchange) -> Any:
     model = exchange.models.served[0]
     tokenizer = model.tokenizer
     return tokenizer.config | {
+        "eos_token": tokenizer.id_to_token(tokenizer.eos_id),
+        "bos_token": None if tokenizer.bos_id is None else tokenizer.id_to_token(tokenizer.bos_id),
         "vocab_size": tokenizer.vocab_size,
         "eos_token_id": tokenizer.eos_id,
         "bos_token_id": tokenizer.bos_id,
