@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from cyclopts import App
 
 INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
-RESUMABLE = ("run", "train", "data", "import")  # the same command goes on from what these leave
+RESUMABLE = ("run", "train", "data", "import", "rag index", "adapt")  # the same command goes on from what these leave
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -96,7 +96,7 @@ def _report(error: BaseException, words: list[str]) -> int:
     code = INTERRUPTED if interrupted else known.exit_code
     lines = [known.problem if interrupted else f"error: {known}"]
     lines += [f"  {note}" for note in getattr(error, "__notes__", ())]
-    if code != UsageError.exit_code and words[0] in RESUMABLE:
+    if code != UsageError.exit_code and not {words[0], " ".join(words[:2])}.isdisjoint(RESUMABLE):
         lines += ["what is done is kept; go on with", f"  {shlex.join(['dacheng', *words])}"]
     print("\n".join(lines), file=sys.stderr, flush=True)
     if "--json" in words:

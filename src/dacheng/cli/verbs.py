@@ -15,6 +15,17 @@ class Verb(NamedTuple):
 
 
 VERBS: dict[str, Verb] = {
+    "adapt": Verb(
+        "dacheng.cli.adapt:adapt",
+        "your documents and a small model, to measured answers that say where they stand",
+        "dacheng adapt stdlib --model smollm2 --minutes 6 --open",
+        lead=True,
+    ),
+    "ask": Verb(
+        "dacheng.cli.adapt:ask",
+        "one question to the documents of an adapt, or of a folder",
+        'dacheng ask runs/adapt "Which function removes a directory tree?"',
+    ),
     "run": Verb(
         "dacheng.cli.run:run",
         "a life: from raw text to a measured model, or what has changed of it",
@@ -79,6 +90,11 @@ VERBS: dict[str, Verb] = {
         "dacheng.cli.verify:verify",
         "whether two models compute the same",
         "dacheng verify models/smollm2 --against other/dir",
+    ),
+    "rag": Verb(
+        "dacheng.cli.rag:app",
+        "documents as passages in one file, searched and cited",
+        "dacheng rag index docs/ --out docs.db",
     ),
     "history": Verb(
         "dacheng.cli.history:history",

@@ -14,7 +14,7 @@ from dacheng.errors import DachengError
 from dacheng.formats import provenance as origin
 from dacheng.formats.dtypes import as_dtype
 from dacheng.formats.huggingface.families import family_of_config
-from dacheng.formats.huggingface.family import Family
+from dacheng.formats.huggingface.family import Layout
 from dacheng.formats.json_files import read_json
 from dacheng.formats.meta import on_meta
 from dacheng.formats.shards import WEIGHTS, read_weights
@@ -81,7 +81,7 @@ def load_model(
     if packed:
         notes.append(f"{directory} has no packed weights: they are loaded as floats")
     found: dict[str, Tensor | QTensor] = dict(family.stored_tensors(read_weights(directory), traits))
-    model = _assembled(found, family, traits, chosen, torch.device(device), str(directory), notes)
+    model: Decoder = assembled(found, family, traits, chosen, torch.device(device), str(directory), notes)
     tokenizer = load_tokenizer(directory) if holds_tokenizer(directory) else None
     _note_tokenizer(tokenizer, traits, str(directory), notes)
     return LoadedModel(model, tokenizer, provenance, _read_generation(directory, config), notes)
@@ -101,7 +101,7 @@ def _load_gguf(path: Path, dtype: torch.dtype | None, device: torch.device, pack
     family = family_of_config(source.config, where)
     traits, notes = family.read(source.config, where)
     notes = [*source.notes, *notes]
-    model = _assembled(source.tensors, family, traits, dtype, device, str(path), notes)
+    model: Decoder = assembled(source.tensors, family, traits, dtype, device, str(path), notes)
     if small and packed:
         for _ in make_panels_once(model, tied=traits.tied_head):
             source.file.release()
@@ -157,21 +157,21 @@ def _gguf_tokenizer(path: Path) -> Tokenizer:
     return tokenizer_from_gguf({k: v for k, v in GGUFFile(path).metadata.items() if k.startswith("tokenizer.")})
 
 
-def without_memory(family: Family, traits: DecoderTraits) -> Decoder:
+def without_memory(family: Layout, traits: Any) -> Any:
     """The model without memory for its weights."""
     with on_meta():
         return family.build(traits)
 
 
-def _assembled(
+def assembled(
     found: dict[str, Tensor | QTensor],
-    family: Family,
-    traits: DecoderTraits,
+    family: Layout,
+    traits: Any,
     dtype: torch.dtype | None,
     device: torch.device,
     where: str,
     notes: list[str],
-) -> Decoder:
+) -> Any:
     """The model with the weights `found` under the family's names. Empties `found` on the way: where weights are cast
     or rearranged, the whole is never there twice."""
     model = without_memory(family, traits)

@@ -41,6 +41,7 @@ _OURS = (
     CONFIG, GENERATION, origin.FILE, "model*.safetensors", "model*.safetensors.index.json", "tokenizer*.json",
     "special_tokens_map.json", "added_tokens.json", "chat_template.*", "additional_chat_templates", "vocab.json",
     "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model",
+    "modules.json", "1_Pooling", "sentence_bert_config.json",
 )  # fmt: skip
 
 
@@ -95,7 +96,7 @@ def save_model(
             weights = {"sha256": digest, "bytes": size, "dtype": "+".join(sorted(stored))}
             fingerprint = None if tokenizer is None else tokenizer.fingerprint
             origin.write(staging, record, weights=weights, tokenizer=fingerprint)
-            _keep_others(directory, staging)
+            keep_others(directory, staging)
     except OSError as error:
         raise DachengError(
             f"cannot write {directory}: {error.strerror or error}",
@@ -115,7 +116,7 @@ def _special_ids(tokenizer: Tokenizer | None) -> dict[str, int | None]:
     }
 
 
-def _keep_others(old: Path, staging: Path) -> None:
+def keep_others(old: Path, staging: Path) -> None:
     """Links what is in `old` and no part of a model (a report, a log someone still appends to) into the new one."""
     if not old.is_dir():
         return

@@ -18,7 +18,7 @@ _ABOVE_ZERO = (
 _CHOICES = {
     "activation": ACTIVATIONS,
     "norm": ("rms", "layer"),
-    "norm_placement": ("pre", "post", "both"),
+    "norm_placement": ("pre", "post", "both", "sum"),
     "positions": ("rotary", "learned"),
 }
 _LETTERS = {"window_pattern": "SL", "rope_pattern": "RN"}

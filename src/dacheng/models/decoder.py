@@ -27,13 +27,14 @@ Rotations = dict[str, tuple[Tensor, Tensor]]
 
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)): pre-norm (Xiong et al. 2020), unless the traits place the norms
-    behind the branches or around them, or let both branches read the same x."""
+    behind the branches, around them or over the sums, or let both branches read the same x."""
 
     def __init__(self, traits: DecoderTraits, index: int) -> None:
         super().__init__()
         t = traits
-        before, after = t.norm_placement in ("pre", "both"), t.norm_placement in ("post", "both")
+        before, after = t.norm_placement in ("pre", "both"), t.norm_placement != "pre"
         self.parallel = t.parallel_branches
+        self.norm_of_sum = t.norm_placement == "sum"
         local = t.rope_window_theta is not None and t.layer_window(index) is not None
         self.rotation = None if not t.is_rotated(index) else "window" if local else "main"
         self.attention_norm = _norm(t) if before else None
@@ -52,6 +53,9 @@ class Block(nn.Module):
         attended = self.attention(_apply(self.attention_norm, x), rotation, context, value_embedding)
         if self.parallel:
             return x + attended + self.mlp(_apply(self.mlp_norm, x))
+        if self.norm_of_sum:
+            x = _apply(self.attention_post_norm, x + attended)
+            return _apply(self.mlp_post_norm, x + self.mlp(x))
         x = x + _apply(self.attention_post_norm, attended)
         return x + _apply(self.mlp_post_norm, self.mlp(_apply(self.mlp_norm, x)))
 

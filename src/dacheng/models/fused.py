@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from dacheng.models.decoder import Block, Decoder
 from dacheng.nn.attention import Attention
+from dacheng.nn.lora import BASE, LoRA
 from dacheng.nn.mlp import MLP
 from dacheng.nn.norms import RMSNorm
 from dacheng.nn.packed import Packed, PackedEmbedding
@@ -37,8 +38,11 @@ _GELU = {"swiglu": False, "geglu_tanh": True}  # activations, and whether that i
 
 
 def why_not_fused(model: Decoder) -> str:
-    """Why this model has no fused step; "" when it has one."""
+    """Why this model has no fused step; "" when it has one. Of a map with adapters around it the step takes the base:
+    it is for rows that go through none."""
     t = model.traits
+    if adapts_all(model):
+        return "every row goes through an adapter"
     if t.activation not in _GELU:
         return f"activation is {t.activation!r}"
     if t.norm_placement not in ("pre", "both"):
@@ -47,7 +51,7 @@ def why_not_fused(model: Decoder) -> str:
         if getattr(t, name) != value:
             return f"{name} is {getattr(t, name)!r}"
     for name, module in _multiplied(model):
-        if type(module) not in (Packed, PackedEmbedding):  # an adapter around one is not one
+        if type(module) not in (Packed, PackedEmbedding):
             return f"{name} is not packed"
         assert isinstance(module, Packed | PackedEmbedding)
         if reason := module.why_exact(torch.empty(0)):
@@ -57,20 +61,31 @@ def why_not_fused(model: Decoder) -> str:
     return why_no_step(t.heads, t.n_kv_heads, t.head_size, t.width, t.mlp_size)
 
 
+def adapts_all(model: Decoder) -> bool:
+    """Whether rows of which nothing is said go through an adapter: now, it may be another in the next step."""
+    rows = getattr(model, "_rows", None)  # see adapt.rows_of
+    return rows is not None and rows.default != BASE
+
+
+def _plain(module: nn.Module) -> nn.Module:
+    """What an adapter, where there is one, has been put around."""
+    return module.base if isinstance(module, LoRA) else module
+
+
 def _multiplied(model: Decoder) -> Iterator[tuple[str, nn.Module]]:
     """What the step multiplies with, by name."""
     for i in range(model.traits.layers):
         for name in ("attention.q", "attention.k", "attention.v", "attention.o", "mlp.gate", "mlp.up", "mlp.down"):
-            yield f"blocks.{i}.{name}", model.get_submodule(f"blocks.{i}.{name}")
+            yield f"blocks.{i}.{name}", _plain(model.get_submodule(f"blocks.{i}.{name}"))
     head = "embed" if model.lm_head is None else "lm_head"
-    yield head, model.get_submodule(head)
+    yield head, _plain(model.get_submodule(head))
 
 
 class FusedDecoder:
     """The step of one model: `model(...)` and `model.head(...)` over a cache, in one call. Equal to them up to what the
     order of a sum changes, given the same packed products; a token's numbers are the same to the bit in every batch and
-    chunk. Weights that are replaced later are not seen: make a new one. Raises ValueError where `why_not_fused` says
-    why."""
+    chunk. Weights that are replaced later are not seen: make a new one. Adapters are left out. Raises ValueError where
+    `why_not_fused` says why."""
 
     def __init__(self, model: Decoder) -> None:
         reason = why_not_fused(model)
@@ -129,6 +144,7 @@ def _layer_weights(block: nn.Module) -> LayerWeights:
 
 
 def _matrix(module: nn.Module) -> PanelMatrix:
+    module = _plain(module)
     assert isinstance(module, Packed | PackedEmbedding)
     return module.matrix(module.bias if isinstance(module, Packed) else None)
 

@@ -22,7 +22,8 @@ class DecoderTraits:
     2021, eq. 34), QK-norm (Dehghani et al. 2023; Henry et al. 2020), logit soft-cap (Gemma 2, section 2), sliding
     windows (Mistral 7B; Longformer), value embeddings with gates and residual scalars (modded-nanogpt; nanochat),
     n-gram tables (N-Grammer, Roy et al. 2022), norms around a branch (Gemma 2), norms behind it (OLMo 2, section 3.1),
-    parallel branches (GPT-J), layers without positions (Kazemnejad et al. 2023), latent attention (DeepSeek-V2).
+    norms of the sum (Vaswani et al. 2017, section 3.1), parallel branches (GPT-J), layers without positions
+    (Kazemnejad et al. 2023), latent attention (DeepSeek-V2).
 
     A pattern names a choice by one letter a layer, and is repeated over the layers.
     """
@@ -39,7 +40,8 @@ class DecoderTraits:
     norm_eps: float = 1e-6
     norm_weight: bool = True  # RMS norms carry a learnt gain
     norm_offset: bool = False  # stored as its difference from 1
-    norm_placement: str = "pre"  # of a branch f: x + f(norm x); "post": x + norm(f x); "both": x + norm(f(norm x))
+    # of a branch f: x + f(norm x); "post": x + norm(f x); "both": x + norm(f(norm x)); "sum": norm(x + f x)
+    norm_placement: str = "pre"
     parallel_branches: bool = False  # attention and mlp read the same x
     positions: str = "rotary"  # or "learned": a table added to the embeddings
     rope_theta: float = 10000.0

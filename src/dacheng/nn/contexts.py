@@ -148,3 +148,29 @@ class PackedDocuments:
                 ~allowed, float("-inf")
             )
         return self._masks[key]
+
+
+class Bidirectional:
+    """Every row is one text, and a token sees all of it, the later tokens too; behind `lengths` (B,) is padding, which
+    nobody sees. An encoder's context."""
+
+    def __init__(self, lengths: Tensor) -> None:
+        self.lengths = lengths
+        self._masks: dict[tuple[int, torch.dtype], Tensor | None] = {}
+
+    def attend(self, layer: AttentionLayer, q_BHTE: Tensor, k_BKTE: Tensor, v_BKTE: Tensor) -> Tensor:
+        if layer.window is not None:
+            raise ValueError("windows look back only: this context has none")
+        return attention(q_BHTE, k_BKTE, v_BKTE, self._mask(q_BHTE.shape[2], q_BHTE.dtype), False, layer)
+
+    def preceding(self, tokens: Tensor, distance: int) -> Tensor:
+        return shifted(tokens, distance)
+
+    def _mask(self, T: int, dtype: torch.dtype) -> Tensor | None:
+        """(B, 1, 1, T), additive as that of PackedDocuments; None where no row is padded, which is cheaper."""
+        key = (T, dtype)
+        if key not in self._masks:
+            padding = torch.arange(T, device=self.lengths.device) >= self.lengths[:, None]
+            mask = torch.zeros(padding.shape, dtype=dtype, device=padding.device).masked_fill_(padding, float("-inf"))
+            self._masks[key] = mask[:, None, None] if bool(padding.any()) else None
+        return self._masks[key]

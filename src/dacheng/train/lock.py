@@ -17,13 +17,15 @@ except ImportError:  # pragma: no cover - not POSIX: two writers are then not ke
 
 
 class OutputLock:
-    """Holds `out`/.lock while inside `with`. The kernel gives the lock back however the process ends, kill -9 included.
+    """Holds `out`/.lock while inside `with`; where `out` is a file, name the lock's own in `file`. The kernel gives the
+    lock back however the process ends, kill -9 included.
 
     The file says who holds it (pid and host); it stays behind, unlocked: removing it would race with the next holder.
     """
 
-    def __init__(self, out: Path) -> None:
-        self.path = out / ".lock"
+    def __init__(self, out: Path, file: Path | None = None) -> None:
+        self.path = file or out / ".lock"
+        self._out = out
         self._handle: int | None = None
 
     def __enter__(self) -> OutputLock:
@@ -37,7 +39,7 @@ class OutputLock:
             holder = os.read(handle, 4096).decode(errors="replace")
             os.close(handle)
             raise Locked(
-                f"{self.path.parent} is being written by {_describe(holder)}",
+                f"{self._out} is being written by {_describe(holder)}",
                 field=str(self.path),
                 value=holder.strip() or None,
                 remedy="wait for it, stop it, or use another output directory",

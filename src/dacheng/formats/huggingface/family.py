@@ -18,47 +18,81 @@ from dacheng.models.decoder import Decoder
 from dacheng.models.traits import DecoderTraits
 
 
-class Family:
-    """A mapping between a config.json and traits, and between two sets of weight names. Subclasses say which.
+class Layout:
+    """A mapping between a config.json and traits, and between two sets of weight names. Subclasses say which, and what
+    is built of the traits.
 
-    A family whose weights are not ours one by one (fused q, k, v; transposed; stacked experts) overrides
-    `import_tensors` and `export_tensors`; both must also work on meta tensors, whose shapes are the expected ones.
+    One whose weights are not ours one by one (fused q, k, v; transposed; stacked experts) overrides `import_tensors`
+    and `export_tensors`; both must also work on meta tensors, whose shapes are the expected ones.
     """
 
     model_type: ClassVar[str]
     architecture: ClassVar[str]  # the class that transformers builds for it
+    architectures: ClassVar[tuple[str, ...]] = ()  # others that hold the same network, with what is left aside
     names: ClassVar[NameTable]
     derived: ClassVar[tuple[str, ...]] = ()  # ends of names of stored tensors that follow from the config
-    needs: ClassVar[tuple[str, ...]] = ()  # traits without which `from_traits` has nothing to say
-    heads_divide_width: ClassVar[bool] = False  # transformers refuses to build others, though head_dim says the width
 
     def matches(self, config: Mapping[str, Any]) -> bool:
         return config.get("model_type") == self.model_type
 
-    def to_traits(self, fields: Fields) -> DecoderTraits:
+    def to_traits(self, fields: Fields) -> Any:
         """Takes every field that the family knows. Raises DachengError on what the traits cannot express."""
         raise NotImplementedError
 
-    def from_traits(self, traits: DecoderTraits) -> dict[str, Any]:
-        """The config of these traits, as far as the family can express them: see `fits`."""
+    def from_traits(self, traits: Any) -> dict[str, Any]:
+        """The config of these traits, as far as the family can express them."""
         raise NotImplementedError
 
-    def read(self, config: Mapping[str, Any], path: Path) -> tuple[DecoderTraits, list[str]]:
+    def resolved(self, traits: Any) -> Any:
+        """Traits in one form, where there are several that build alike."""
+        return traits
+
+    def read(self, config: Mapping[str, Any], path: Path) -> tuple[Any, list[str]]:
         """Traits, and notes on what was understood to be off. Raises DachengError; no field is ignored silently."""
         fields = Fields(config, path)
         fields.get("model_type")
         architectures = fields.get("architectures", [self.architecture])
-        if architectures != [self.architecture]:
+        known = (self.architecture, *self.architectures)
+        if architectures not in [[name] for name in known]:
             raise fields.error(
-                "names another network", "architectures", architectures, f"supported: {self.architecture}"
+                "names another network", "architectures", architectures, f"supported: {', '.join(known)}"
             )
         try:
-            traits = resolved(self.to_traits(fields).validate())
+            traits = self.resolved(self.to_traits(fields).validate())
         except UsageError as error:  # the file is wrong here, and not the command
             raise DachengError(
                 f"{path}: {error.problem}", field=error.field, value=error.value, remedy=error.remedy
             ) from None
         return traits, fields.finish()
+
+    def build(self, traits: Any) -> Any:
+        raise NotImplementedError
+
+    def stored_tensors(self, tensors: Mapping[str, Tensor], traits: Any) -> dict[str, Tensor]:
+        """A file's tensors under the names that `export_tensors` gives, where the family is written in several ways."""
+        return dict(tensors)
+
+    def import_tensors(self, tensors: Mapping[str, Tensor], traits: Any) -> dict[str, Tensor]:
+        """Their names and layouts -> ours. Takes exactly the tensors that `export_tensors` gives."""
+        return {_known(self.names.ours(name), name): tensor for name, tensor in tensors.items()}
+
+    def export_tensors(self, tensors: Mapping[str, Tensor], traits: Any) -> dict[str, Tensor]:
+        """Our names and layouts -> theirs. Raises DachengError for a tensor that the family has no name for."""
+        return {_known(self.names.theirs(name), name): tensor for name, tensor in tensors.items()}
+
+    def redundant(self, name: str, tensors: Mapping[str, Tensor], traits: Any) -> str | None:
+        """Why a stored tensor that is not expected may be left aside, or None when it may not."""
+        return "it follows from the config" if name.endswith(self.derived) else None
+
+
+class Family(Layout):
+    """A family of decoders."""
+
+    needs: ClassVar[tuple[str, ...]] = ()  # traits without which `from_traits` has nothing to say
+    heads_divide_width: ClassVar[bool] = False  # transformers refuses to build others, though head_dim says the width
+
+    def resolved(self, traits: DecoderTraits) -> DecoderTraits:
+        return resolved(traits)
 
     def fits(self, traits: DecoderTraits) -> bool:
         """Whether the traits survive the way into a config of this family and back: nothing would be lost."""
@@ -75,22 +109,9 @@ class Family:
     def build(self, traits: DecoderTraits) -> Decoder:
         return Decoder(traits)
 
-    def stored_tensors(self, tensors: Mapping[str, Tensor], traits: DecoderTraits) -> dict[str, Tensor]:
-        """A file's tensors under the names that `export_tensors` gives, where the family is written in several ways."""
-        return dict(tensors)
-
-    def import_tensors(self, tensors: Mapping[str, Tensor], traits: DecoderTraits) -> dict[str, Tensor]:
-        """Their names and layouts -> ours. Takes exactly the tensors that `export_tensors` gives."""
-        return {_known(self.names.ours(name), name): tensor for name, tensor in tensors.items()}
-
-    def export_tensors(self, tensors: Mapping[str, Tensor], traits: DecoderTraits) -> dict[str, Tensor]:
-        """Our names and layouts -> theirs. Raises DachengError for a tensor that the family has no name for."""
-        return {_known(self.names.theirs(name), name): tensor for name, tensor in tensors.items()}
-
     def redundant(self, name: str, tensors: Mapping[str, Tensor], traits: DecoderTraits) -> str | None:
-        """Why a stored tensor that is not expected may be left aside, or None when it may not."""
-        if name.endswith(self.derived):
-            return "it follows from the config"
+        if reason := super().redundant(name, tensors, traits):
+            return reason
         head, embedding = self.names.theirs("lm_head.weight"), self.names.theirs("embed.weight")
         if traits.tied_head and name == head and embedding is not None and embedding in tensors:
             one, other = tensors[name], tensors[embedding]

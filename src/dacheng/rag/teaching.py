@@ -1,0 +1,101 @@
+"""Conversations to train an adapter on: a question, its sources, the short reply that copies the answer and cites it.
+
+Form and copying can be learnt in minutes; abstention cannot (a probe: 0 of 16 after 160 examples), so questions without
+an answer are left to the gate and counted.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from dacheng.rag.citations import citing
+from dacheng.rag.prompting import SOURCE_TOKENS, Count, messages, source_texts
+from dacheng.rag.questions import Question
+from dacheng.rag.questions.hand import holds
+from dacheng.rag.retrieve import Hit
+from dacheng.records import Drops, Record
+
+if TYPE_CHECKING:
+    from dacheng.rag.passages import Passage
+    from dacheng.rag.retrieve import Retriever
+
+_NEGATIVES = 5  # passages looked at for distractors
+
+
+def teaching_records(
+    questions: Iterable[Question],
+    retriever: Retriever,
+    *,
+    shown: Sequence[int] = (1, 1, 2),
+    tokens: int = SOURCE_TOKENS,
+    count: Count | None = None,
+    seed: int = 0,
+    drops: Drops | None = None,
+) -> list[Record]:
+    """One conversation a question: system, user (dacheng.rag.prompting: the very prompt of answering), assistant.
+
+    The passage that holds the answer is among the sources at a random place; the others are what retrieval finds near
+    it that holds no accepted answer. shown: numbers of sources, one drawn for each passage: questions on one passage
+    have the same sources, so that their conversations begin alike and cost their beginning once
+    (AdaptTrainConfig.share_beginnings). Dropped and counted:
+    left_to_the_gate (no answer), passage_gone, answer_cut_off (not in what fits into the prompt), reply_out_of_form
+    (not what the grammar of citations lets a model say). meta marks every
+    record synthetic unless a person wrote its question.
+    """
+    drops, rng = Drops() if drops is None else drops, random.Random(f"{seed}:teaching")
+    records = []
+    drawn: dict[str, list[Passage]] = {}
+    for question in questions:
+        gold = next((p for p in map(retriever.store.find, question.passages) if p is not None), None)
+        if not question.answerable or not question.reply:
+            drops.drop("left_to_the_gate" if not question.answerable else "no_reply", example=question.id)
+            continue
+        if gold is None:
+            drops.drop("passage_gone", example=question.id)
+            continue
+        sources = drawn.get(gold.key)
+        if sources is None:
+            drawn[gold.key] = sources = _sources(question, gold, retriever, rng.choice(list(shown)), rng)
+        elif any(holds(p, answer) for p in sources if p.key not in question.passages for answer in question.answers):
+            sources = [gold]  # what distracts from one question answers another
+        place = sources.index(gold) + 1
+        hits = [Hit(passage, 0.0) for passage in sources]
+        texts = source_texts(question.question, hits, shown=len(hits), tokens=tokens, count=count)
+        if not _stands_in(question.answers, texts[place - 1]):
+            drops.drop("answer_cut_off", example=question.id)
+            continue
+        content = f"{question.reply} [{place}]"
+        if not re.fullmatch(citing(len(sources)).source, content):
+            drops.drop("reply_out_of_form", example=content)
+            continue
+        chat = messages(question.question, hits, shown=len(hits), tokens=tokens, count=count)
+        chat.append({"role": "assistant", "content": content})
+        meta = {
+            "synthetic": question.synthetic,
+            "question": question.id,
+            "kind": question.kind,
+            "source": question.source,
+        }
+        records.append(Record(f"teach-{question.id}", messages=chat, meta=meta))
+        drops.keep()
+    return records
+
+
+def _sources(question: Question, gold: Passage, retriever: Retriever, wanted: int, rng: random.Random) -> list[Passage]:
+    others = []
+    if wanted > 1:
+        for hit in retriever.search(question.question, _NEGATIVES):
+            key = hit.passage.key
+            if key not in question.passages and not any(holds(hit.passage, answer) for answer in question.answers):
+                others.append(hit.passage)
+    sources = [gold, *others[: wanted - 1]]
+    rng.shuffle(sources)
+    return sources
+
+
+def _stands_in(answers: Sequence[str], text: str) -> bool:
+    said = " ".join(text.split()).casefold()
+    return any(" ".join(answer.split()).casefold() in said for answer in answers)
