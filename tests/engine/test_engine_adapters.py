@@ -172,8 +172,10 @@ def test_unknown_adapters_are_refused_before_anything_happens():
         assert caught.value.field == "adapter" and not one.has_work
 
 
-def test_steps_without_adapters_stay_compiled():
-    """And in a mixed step the rows of the base: the same bits as without any adapter, and the rest as Eager has it."""
+@pytest.mark.parametrize("first", ["engine", "adapter"])
+def test_steps_without_adapters_stay_compiled(first):
+    """And in a mixed step the rows of the base: the same bits as without any adapter, and the rest as Eager has it;
+    whether the engine or the adapter was there first."""
     if native.library() is None:
         pytest.skip(f"no compiled kernels: {native.why_not()}")
     from test_fused_executor import packed_model
@@ -183,8 +185,13 @@ def test_steps_without_adapters_stay_compiled():
     plain = packed_model()
     expected = finish(Engine(plain, executor=FusedCPU(plain)), [AllLogits(ids) for ids in prompts])
     model = packed_model()
-    engine = Engine(model, executor=FusedCPU(model), adapters=AdapterBank(model))
-    engine.adapters.install("one", drawn(model, 1))
+    bank = AdapterBank(model)
+    if first == "adapter":
+        bank.install("one", drawn(model, 1))
+        assert not FusedCPU.why_not(model)
+    engine = Engine(model, executor=FusedCPU(model), adapters=bank)
+    if first == "engine":
+        bank.install("one", drawn(model, 1))
     found = finish(engine, [AllLogits(ids) for ids in prompts])
     assert engine.executor.fallbacks == 0 and engine.executor.name == "fused-cpu"
     mixed = finish(engine, [AllLogits(prompts[0]), _logits_of(prompts[1], "one"), AllLogits(prompts[2])])
@@ -199,6 +206,25 @@ def test_steps_without_adapters_stay_compiled():
     (alone_,) = finish(other, [_logits_of(prompts[1], "one")])
     difference = (torch.cat(mixed[1].logits) - torch.cat(alone_.logits)).abs().max()
     assert difference < 1e-3 and (torch.cat(alone_.logits) - torch.cat(expected[1].logits)).abs().max() > 0.5
+
+
+def test_an_adapter_for_every_row_is_never_left_out():
+    """As after add_lora, with no bank: a compiled executor that was there before steps aside, a new one is refused."""
+    if native.library() is None:
+        pytest.skip(f"no compiled kernels: {native.why_not()}")
+    from test_fused_executor import packed_model
+
+    ids = torch.randint(0, 70, (40,), generator=torch.Generator().manual_seed(1)).tolist()
+    model = packed_model()
+    engine = Engine(model, executor=FusedCPU(model))
+    (before,) = finish(engine, [AllLogits(ids)])
+    rows_of(model, make=True).default = attach(model, drawn(model, 1))
+    assert FusedCPU.why_not(model) == "every row goes through an adapter"
+    engine.weights_changed()
+    (found,) = finish(engine, [AllLogits(ids)])
+    (eager,) = finish(Engine(model, executor=Eager(model)), [AllLogits(ids)])
+    assert torch.equal(torch.cat(found.logits), torch.cat(eager.logits))
+    assert (torch.cat(found.logits) - torch.cat(before.logits)).abs().max() > 0.5 and engine.executor.fallbacks > 0
 
 
 def _logits_of(ids, adapter):

@@ -17,7 +17,7 @@ MAX_ADAPTERS = 64
 
 
 class AdapterBank:
-    """The adapters of one model. A fused executor is made before the first is loaded: it holds the plain maps.
+    """The adapters of one model.
 
     The model is changed by `install`, `unload` and `release`: while an engine steps, only its thread calls them
     (AsyncEngine.load_adapter does). `read` may run anywhere. Each load gets a number that is never used again, so what

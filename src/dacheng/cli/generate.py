@@ -33,6 +33,7 @@ def generate(
     draft_model: str | None = None,
     kv_dtype: Literal["float32", "bfloat16", "int8"] | None = None,
     deterministic: bool = False,
+    adapter: Path | None = None,
     json: bool = False,
 ) -> int:
     """Continues a prompt, and prints the continuation as it comes.
@@ -73,6 +74,8 @@ def generate(
         How keys and values are kept: as the weights by default; int8 takes a quarter of float32.
     deterministic
         The same text to the bit, however it is computed; slower.
+    adapter
+        A directory with a LoRA adapter of this model, as PEFT or dacheng train write it.
     json
         One JSON document on stdout.
     """
@@ -96,6 +99,11 @@ def generate(
     loaded = load_model(directory, dtype="fast")
     for note in loaded.notes:
         print(note, file=sys.stderr)
+    if adapter is not None:
+        from dacheng.adapt import attach, rows_of
+        from dacheng.formats.peft import read_adapter
+
+        rows_of(loaded.model, make=True).default = attach(loaded.model, read_adapter(adapter, loaded.model))
     params = SamplingParams(
         max_tokens=max_tokens,
         temperature=temperature,

@@ -15,11 +15,12 @@ def train(
     """Trains what a recipe says; its data and tokenizer are prepared first, and what is done already stays.
 
     Example: dacheng train recipes/pretrain/tiny.yaml train.steps=200
+    Example: dacheng train recipes/adapt/lora.yaml adapt.seconds=120
 
     Parameters
     ----------
     recipe
-        YAML with do: train, and sections data, tokenizer, tokens, train.
+        YAML with do: train and sections data, tokenizer, tokens, train; or do: adapt and a section adapt.
     overrides
         section.key=value, as often as you like.
     out
@@ -32,4 +33,4 @@ def train(
     from dacheng.cli.run import carry_out
     from dacheng.life.expand import load_recipe
 
-    return carry_out(load_recipe(recipe, overrides, do="train"), out, prices, json)
+    return carry_out(load_recipe(recipe, overrides, do=("train", "adapt")), out, prices, json)

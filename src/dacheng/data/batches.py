@@ -30,16 +30,19 @@ class TokenBatch:
 
     document_ids (B, T) int64 number a row's pieces from 0, with -1 for padding: attention stays within equal numbers.
     None where no row holds more than one piece, so that plain causal attention is the same (padding only follows).
+    branch_ids (1, T) int64, with document_ids: the row holds beginnings (0) with several continuations (1, 2, …), see
+    nn.branches. None where there are none.
     """
 
     tokens: Tensor
     targets: Tensor
     positions: Tensor
     document_ids: Tensor | None = None
+    branch_ids: Tensor | None = None
 
     def to(self, device: torch.device | str) -> TokenBatch:
-        ids = None if self.document_ids is None else self.document_ids.to(device)
-        return TokenBatch(self.tokens.to(device), self.targets.to(device), self.positions.to(device), ids)
+        ids, branches = (None if t is None else t.to(device) for t in (self.document_ids, self.branch_ids))
+        return TokenBatch(self.tokens.to(device), self.targets.to(device), self.positions.to(device), ids, branches)
 
     @property
     def tokens_in_loss(self) -> int:
@@ -157,6 +160,10 @@ class PackedSource:
         """The rows of these places in the endless order epoch after epoch, as one batch."""
         epochs, within = np.divmod(numbers, self.packing.rows)
         rows = [self._order(int(epoch))[place] for epoch, place in zip(epochs, within)]
+        return self.read(rows)
+
+    def read(self, rows: list[int]) -> TokenBatch:
+        """These rows of the packing."""
         return read_rows(self.shards, self.packing, rows)
 
     def state_dict(self) -> dict[str, Any]:

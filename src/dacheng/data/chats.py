@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from dacheng.data.batches import PackedSource
 from dacheng.data.packing import pack
@@ -18,6 +19,9 @@ from dacheng.records import Drops, Record
 
 if TYPE_CHECKING:
     from dacheng.text import ChatRenderer
+
+Ids = npt.NDArray[np.int32]
+Mask = npt.NDArray[np.bool_]
 
 
 def read_chats(paths: Sequence[str | Path], drops: Drops) -> Iterable[Record]:
@@ -37,22 +41,31 @@ def chat_shards(
     Dropped and counted: a conversation of more than context_length tokens (cut, it would lose its question), one in
     which the assistant says nothing, one that the template refuses. Raises DachengError when nothing is left.
     """
-    drops = Drops() if drops is None else drops
-    ids: list[np.ndarray[Any, Any]] = []
-    masks: list[np.ndarray[Any, Any]] = []
+    return shards_of(rendered_chats(records, renderer, context_length, Drops() if drops is None else drops))
+
+
+def rendered_chats(
+    records: Iterable[Record], renderer: ChatRenderer, context_length: int, drops: Drops
+) -> list[tuple[Ids, Mask]]:
+    """Ids of each conversation, and which of them the assistant says. See chat_shards."""
+    found: list[tuple[Ids, Mask]] = []
     for record in records:
-        found = _rendered(record, renderer, context_length, drops)
-        if found is not None:
-            ids.append(np.array(found[0], np.int32))
-            masks.append(np.array(found[1], np.bool_))
-            drops.keep(len(found[0]))
-    if not ids:
+        rendered = _rendered(record, renderer, context_length, drops)
+        if rendered is not None:
+            found.append((np.array(rendered[0], np.int32), np.array(rendered[1], np.bool_)))
+            drops.keep(len(rendered[0]))
+    if not found:
         raise DachengError(
             "no conversation is left to learn from", field="data", value=dict(drops.dropped) or None,
             remedy='give JSON lines {"messages": [{"role": "user", …}, {"role": "assistant", …}]}',
         )  # fmt: skip
-    tokens, targets = np.concatenate(ids), np.concatenate(masks)
-    lengths = np.array([len(part) for part in ids], np.int64)
+    return found
+
+
+def shards_of(documents: Sequence[tuple[Ids, Mask]]) -> TokenShards:
+    """Ids and targets in memory, as the one shard of their name."""
+    tokens, targets = (np.concatenate([document[part] for document in documents]) for part in (0, 1))
+    lengths = np.array([len(ids) for ids, _ in documents], np.int64)
     digest = hashlib.sha256()
     for array in (tokens, targets, lengths):
         digest.update(array.tobytes())

@@ -9,20 +9,20 @@ from dacheng.engine.cache import KVCache, PagedCache
 from dacheng.engine.executor import Eager, StepResult, flat
 from dacheng.engine.step_plan import StepPlan
 from dacheng.models.decoder import Decoder
-from dacheng.models.fused import FusedDecoder, why_not_fused
+from dacheng.models.fused import FusedDecoder, adapts_all, why_not_fused
 from dacheng.ops.decoder_step import CacheView
 
 
 class FusedCPU:
     """A whole step in one compiled call that follows the block tables (dacheng.models.fused). Raises ValueError where
-    `why_not` says why; steps of a cache that it can't read (see `supports`) go to Eager and are counted in
-    `fallbacks`."""
+    `why_not` says why; steps of a cache that it can't read (see `supports`), and all while every row goes through an
+    adapter, go to Eager and are counted in `fallbacks`."""
 
     name = "fused-cpu"
     invariant = True  # see deterministic.py
 
     def __init__(self, model: Decoder) -> None:
-        self._step = FusedDecoder(model)
+        self._model, self._step = model, FusedDecoder(model)
         self._eager = Eager(model)
         self.fallbacks = 0
         windows = [model.traits.layer_window(layer) is not None for layer in range(model.traits.layers)]
@@ -40,7 +40,7 @@ class FusedCPU:
         return isinstance(cache, PagedCache) and cache.format.dtype in (torch.float32, torch.bfloat16)
 
     def run(self, plan: StepPlan, cache: KVCache) -> StepResult:
-        if not isinstance(cache, PagedCache) or not self.supports(cache):
+        if not isinstance(cache, PagedCache) or not self.supports(cache) or adapts_all(self._model):
             self.fallbacks += 1
             return self._eager.run(plan, cache)
         tokens, positions, wanted = flat(plan)

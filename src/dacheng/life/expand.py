@@ -28,15 +28,22 @@ _SECTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "train": ("train", ("tokens", "tokenizer", "plan")),
     "eval": ("eval", ("train", "data")),
     "samples": ("sample", ("train", "data")),
+    "adapt": ("adapt", ()),
 }
-_ALWAYS = {"train": ("data", "tokenizer", "tokens", "train"), "data": ("data",), "tokenizer": ("data", "tokenizer")}
+_ALWAYS = {
+    "train": ("data", "tokenizer", "tokens", "train"), "data": ("data",), "tokenizer": ("data", "tokenizer"),
+    "adapt": ("adapt",),
+}  # fmt: skip
 _IMPLIED = {"tokens": ("tokenizer",), "plan": ("machine", "tokens", "tokenizer")}
 
 
-def load_recipe(source: Path | str | Mapping[str, Any], overrides: Sequence[str] = (), do: str | None = None) -> Life:
+def load_recipe(
+    source: Path | str | Mapping[str, Any], overrides: Sequence[str] = (), do: str | Sequence[str] | None = None
+) -> Life:
     """The life in a YAML file or a mapping: a list of stages, or one stage expanded. Raises UsageError.
 
-    do: what a recipe of one stage must do ("train"), None for anything; a life of stages is then refused.
+    do: what a recipe of one stage must do ("train", or one of several), None for anything; a life of stages is then
+    refused.
     """
     values = dict(source) if isinstance(source, Mapping) else yaml_text.read_mapping(source)
     name = "life" if isinstance(source, Mapping) else Path(source).stem
@@ -45,8 +52,9 @@ def load_recipe(source: Path | str | Mapping[str, Any], overrides: Sequence[str]
         if do is not None:
             raise UsageError("this is a whole life", field="recipe", value=str(source), remedy=f"dacheng run {source}")
         return parse(values, overrides, name)
-    if found not in _ALWAYS or do not in (None, found):
-        wanted = do or " or ".join(_ALWAYS)
+    allowed = list(_ALWAYS) if do is None else [do] if isinstance(do, str) else list(do)
+    if found not in _ALWAYS or found not in allowed:
+        wanted = " or ".join(allowed)
         remedy = f"write do: {wanted}, or a list of stages and use dacheng run"
         raise UsageError("this is no recipe for it", field="do", value=found, remedy=remedy)
     return parse(expand(values, overrides, name), overrides)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dacheng.errors import UsageError
-from dacheng.nn.frozen import frozen_product
+from dacheng.nn.frozen import frozen_product, low_rank_product
 from dacheng.nn.linear import Dense
 from dacheng.nn.packed import Packed
 
@@ -64,6 +64,14 @@ class LoRAWeights(nn.Module):
     @property
     def rank(self) -> int:
         return self.a.shape[0]
+
+    def is_plain(self, x: Tensor) -> bool:
+        """Whether base(x) + delta is the one step of `low_rank_product`: under a gradient, without DoRA, dropout and
+        casts."""
+        if not torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type):
+            return False
+        drops = self.training and self.dropout > 0
+        return self.a.requires_grad and self.magnitude is None and not drops and x.dtype == self.a.dtype
 
     def delta(self, x: Tensor, y: Tensor, base: Dense | Packed) -> Tensor:
         """What is added to y = base(x): x (..., in), y (..., out) -> (..., out) in y's dtype.
@@ -187,11 +195,13 @@ class LoRA(nn.Module):
 
     def forward(self, x: Tensor, adapter_ids: Tensor | None = None) -> Tensor:
         """x (..., in) -> (..., out). adapter_ids (B,) or any leading part of x's shape, in place of `rows`."""
-        y = frozen_product(self.base, x)
         if adapter_ids is not None:
             chosen: int | _Groups = self.rows.groups(_expanded(adapter_ids, x))
         else:
             chosen = self.rows.current
+        if isinstance(chosen, int) and (trained := self.part(chosen)) is not None and trained.is_plain(x):
+            return low_rank_product(self.base, x, trained.a, trained.b, trained.scale)
+        y = frozen_product(self.base, x)
         if isinstance(chosen, int):
             part = self.part(chosen)
             return y if part is None else y + part.delta(x, y, self.base)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dacheng.errors import UsageError
+from dacheng.nn.branches import SharedBeginnings
 from dacheng.nn.contexts import Context, DenseCausal, PackedDocuments
 from dacheng.objectives.base import Metrics, StepContext, Term
 from dacheng.objectives.cross_entropy import IGNORED, linear_cross_entropy
@@ -18,7 +19,10 @@ if TYPE_CHECKING:
 
 
 def context_for(batch: TokenBatch) -> Context:
-    """The attention context a batch asks for: packed where it carries document ids, dense otherwise."""
+    """The attention context a batch asks for: packed where it carries document ids, dense otherwise; with branches, of
+    beginnings that are shared."""
+    if batch.branch_ids is not None and batch.document_ids is not None:
+        return SharedBeginnings(batch.document_ids, batch.branch_ids, batch.positions)
     return DenseCausal() if batch.document_ids is None else PackedDocuments(batch.document_ids)
 
 

@@ -24,6 +24,7 @@ STAGES: dict[str, str] = {
     "tokenize": "dacheng.stages.tokenize",
     "plan": "dacheng.stages.plan",
     "train": "dacheng.stages.train",
+    "adapt": "dacheng.stages.adapt",
     "eval": "dacheng.stages.eval",
     "sample": "dacheng.stages.sample",
     "report": "dacheng.stages.report",

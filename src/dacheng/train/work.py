@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from dacheng.train import collectives, gradients
+from dacheng.train import collectives, gradients, resume
 from dacheng.train.budget import Resolved, Speed
 from dacheng.train.report import RunState, StepReport
 
@@ -41,7 +41,7 @@ def count(trainer: Trainer, micro_batches: Sequence[Any], report: StepReport) ->
 def measure_speed(trainer: Trainer) -> Speed:
     """Tokens per second of real steps: the median of several, after one that allocates and warms up (which stands alone
     when it takes over ten seconds). Everything a step changes is put back."""
-    tensors = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    tensors = {name: value.clone() for name, value in resume.model_tensors(trainer).items()}  # frozen ones stay
     optimizers = [{k: v.clone() for k, v in phase.optimizer.state_dict().items()} for phase in trainer.phases]
     streams, source = trainer.rng.state_dict(), trainer.source.state_dict()
     scaler = trainer.precision.scaler.state_dict() if trainer.precision.scaler else None
@@ -58,7 +58,7 @@ def measure_speed(trainer: Trainer) -> Speed:
                 spent = collectives.from_first(spent + report.seconds)
     finally:
         trainer.state, trainer.budget = state, budget
-        trainer.model.load_state_dict(tensors)
+        nn.Module.load_state_dict(trainer.model, tensors, strict=False)
         for phase, saved in zip(trainer.phases, optimizers):
             phase.optimizer.load_state_dict(saved)
         trainer.rng.load_state_dict(streams)
