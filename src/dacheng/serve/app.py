@@ -31,6 +31,7 @@ from dacheng.serve.keys import Keys
 from dacheng.serve.limits import Limits
 from dacheng.serve.metrics import Metrics
 from dacheng.serve.page import page_routes
+from dacheng.serve.run_page import ShownRun, run_handlers
 from dacheng.serve.served_model import Models
 
 POST = {
@@ -61,10 +62,12 @@ def make_app(
     limits: Limits | None = None,
     hosts: Collection[str] | None = None,
     drain_s: float = 30.0,
+    run: ShownRun | None = None,
 ) -> Gateway:
     """The server as an ASGI application, which starts and stops the engines of `models` (lifespan).
 
     hosts: names that a Host header may have; None for any. drain_s: how long stopping waits for what is running.
+    run: shown at /run (see run_page).
     """
     limits, metrics = limits or Limits(), Metrics(models)
 
@@ -83,8 +86,11 @@ def make_app(
     if models.adapters_dir is not None:
         for path, work in adapters.ROUTES.items():
             routes.append(Route(path, endpoint(work, models, limits, metrics), methods=["POST"]))
+    if run is not None:
+        for method, path, answer in run_handlers(run):
+            routes.append(Route(path, endpoint(answer, models, limits, metrics), methods=[method]))
     handlers: Any = {HTTPException: _refused}
-    app = Starlette(routes=[*routes, *page_routes()], exception_handlers=handlers, lifespan=lifespan)
+    app = Starlette(routes=[*routes, *page_routes(run is not None)], exception_handlers=handlers, lifespan=lifespan)
     app.router.redirect_slashes = False
     return Gateway(app, keys or Keys(), hosts)
 

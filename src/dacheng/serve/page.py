@@ -1,4 +1,4 @@
-"""The chat page: static files that ask nothing of anyone but this server."""
+"""The chat page, and that of a run: static files that ask nothing of anyone but this server."""
 
 from __future__ import annotations
 
@@ -19,11 +19,18 @@ _FILES = {
     "/chat.css": ("chat.css", "text/css"),
     **{f"/{name}": (name, "text/javascript") for name in _SCRIPTS},
 }
-PAGE_PATHS = tuple(_FILES)  # without a key: what the page asks for needs it
+_RUN_FILES = {
+    "/run": ("run.html", "text/html"),
+    "/run.css": ("run.css", "text/css"),
+    **{f"/{name}": (name, "text/javascript") for name in ("run.js", "run_chat.js", "run_texts.js", "run_view.js")},
+}
+PAGE_PATHS = (*_FILES, *_RUN_FILES)  # without a key: what the page asks for needs it
 
 
-def page_routes() -> list[Route]:
-    return [Route(path, _static(name, kind), methods=["GET"]) for path, (name, kind) in _FILES.items()]
+def page_routes(run: bool = False) -> list[Route]:
+    """run: the page of a run as well."""
+    found = _FILES | _RUN_FILES if run else _FILES
+    return [Route(path, _static(name, kind), methods=["GET"]) for path, (name, kind) in found.items()]
 
 
 def _static(name: str, kind: str) -> Callable[[Request], Awaitable[Response]]:
