@@ -29,9 +29,10 @@ def test_importing_machine_and_ledger_imports_neither_torch_nor_numpy():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
-def test_measurement_is_cached_and_refreshed(monkeypatch):
+def test_measurement_is_cached_and_refreshed(monkeypatch, tmp_path):
     import torch
 
+    monkeypatch.setenv("DACHENG_CACHE", str(tmp_path))  # other tests measure with other threads
     monkeypatch.setattr(machine, "BUDGET_S", 0.2)
     first = machine.measure()
     assert first.matmul_gflops["float32"] > 0.1

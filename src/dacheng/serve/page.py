@@ -24,7 +24,7 @@ _RUN_FILES = {
     "/run.css": ("run.css", "text/css"),
     **{f"/{name}": (name, "text/javascript") for name in ("run.js", "run_chat.js", "run_texts.js", "run_view.js")},
 }
-PAGE_PATHS = (*_FILES, *_RUN_FILES)  # without a key: what the page asks for needs it
+PAGE_PATHS, RUN_PATHS = tuple(_FILES), tuple(_RUN_FILES)  # without a key: what the pages ask for needs it
 
 
 def page_routes(run: bool = False) -> list[Route]:

@@ -26,7 +26,9 @@ from dacheng.serve.workers import Worker, Workers
 log = logging.getLogger("dacheng.serve")
 
 GAP = 4.0  # requests by which the process that knows a whole prompt may be busier than the least busy one
-RETRIES = 1  # of a request whose process went before anything of its answer was sent on
+# Of a request whose process went before anything of its answer was sent on. Two: when two processes are killed at once,
+# the sockets of the second still take a request for a moment. No more, for it may be the request that kills them.
+RETRIES = 2
 WAIT_S = 20.0  # for a process, when there is none
 _OWN = (b"host", b"content-length", b"authorization", b"x-api-key", b"cookie", b"x-request-id", b"expect")
 _HOP = (b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade", b"date")
