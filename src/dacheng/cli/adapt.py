@@ -159,7 +159,7 @@ def ask(
 ) -> int:
     """Answers one question from documents, with the place it stands at.
 
-    Example: dacheng ask runs/adapt "Which function removes a directory tree?"
+    Example: dacheng ask runs/adapt "How do I get the size of the terminal window?"
 
     Parameters
     ----------

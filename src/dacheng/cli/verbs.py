@@ -24,7 +24,7 @@ VERBS: dict[str, Verb] = {
     "ask": Verb(
         "dacheng.cli.adapt:ask",
         "one question to the documents of an adapt, or of a folder",
-        'dacheng ask runs/adapt "Which function removes a directory tree?"',
+        'dacheng ask runs/adapt "How do I get the size of the terminal window?"',
     ),
     "run": Verb(
         "dacheng.cli.run:run",
