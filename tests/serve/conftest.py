@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -24,3 +25,28 @@ def tiny_directory(tmp_path_factory) -> Path:
             if parameter.ndim == 1:
                 parameter.add_(1.0)
     return save_model(tmp_path_factory.mktemp("models") / "tiny", model, tokenizer)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium, for tests of pages; skipped where it or playwright is not there."""
+    api = pytest.importorskip("playwright.sync_api")
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if program is None:
+        pytest.skip("no Chromium on this machine")
+    with api.sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield found
+        found.close()
+
+
+@pytest.fixture
+def page(browser):
+    """A page that notes what it asks for and what goes wrong in it."""
+    found = browser.new_page(locale="en-GB")
+    found.asked, found.wrong = [], []
+    found.on("request", lambda request: found.asked.append(request.url))
+    found.on("pageerror", lambda error: found.wrong.append(str(error)))
+    found.on("console", lambda message: message.type == "error" and found.wrong.append(message.text))
+    yield found
+    found.close()

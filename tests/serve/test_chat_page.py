@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-
 import pytest
 from serve_fakes import FakeEngine, chat_tokenizer, eventually, running, served
 
@@ -16,29 +14,6 @@ HOSTILE = (
     "[here](javascript:document.title='broken') <a href=\"javascript:alert(1)\">a</a> ![x](http://192.0.2.1/x.png) "
     "<svg onload=alert(1)> &lt;b&gt; \u202egnp.exe\u2066 `</span></div><iframe srcdoc='<script>alert(1)</script>'>`"
 )
-
-
-@pytest.fixture(scope="module")
-def browser():
-    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if program is None:
-        pytest.skip("no Chromium on this machine")
-    with api.sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield found
-        found.close()
-
-
-@pytest.fixture
-def page(browser):
-    """A page that notes what it asks for and what goes wrong in it."""
-    found = browser.new_page(locale="en-GB")
-    found.asked, found.wrong = [], []
-    found.on("request", lambda request: found.asked.append(request.url))
-    found.on("pageerror", lambda error: found.wrong.append(str(error)))
-    found.on("console", lambda message: message.type == "error" and found.wrong.append(message.text))
-    yield found
-    found.close()
 
 
 def said(page):

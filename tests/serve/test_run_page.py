@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 import threading
 import urllib.error
@@ -26,28 +25,6 @@ from dacheng.stages.adapting.run import Recipe, Run  # noqa: E402
 
 pytestmark = [pytest.mark.browser, pytest.mark.process]
 HOSTILE = "<img src=x onerror=\"document.title='broken'\"> says [1]"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if program is None:
-        pytest.skip("no Chromium on this machine")
-    with api.sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield found
-        found.close()
-
-
-@pytest.fixture
-def page(browser):
-    found = browser.new_page(locale="en-GB")
-    found.wrong, found.asked = [], []
-    found.on("pageerror", lambda error: found.wrong.append(str(error)))
-    found.on("console", lambda message: message.type == "error" and found.wrong.append(message.text))
-    found.on("request", lambda request: found.asked.append(request.url))
-    yield found
-    found.close()
 
 
 def post(url, body):
