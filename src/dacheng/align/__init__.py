@@ -1,0 +1,1 @@
+"""Alignment: rewards, rollouts on the engine, preferences and policy gradients, on the one trainer."""

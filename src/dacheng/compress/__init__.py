@@ -1,0 +1,1 @@
+"""Compression: calibrate, quantize, prune, distil, merge; each judged by bytes, quality and speed."""
