@@ -321,3 +321,20 @@ def test_many_come_and_go():
         await until(lambda: not shared.engine.has_work)
 
     served(check, max_batch=4, max_tokens_per_step=16, cache_tokens=192, max_waiting=100)
+
+
+def test_free_memory_is_given_back_once_while_nothing_is_to_be_done(monkeypatch):
+    given: list[float] = []
+    monkeypatch.setattr(module, "IDLE_S", 0.02)
+    monkeypatch.setattr(module, "return_free_memory", lambda: given.append(time.monotonic()))
+
+    async def check(shared):
+        await until(lambda: len(given) == 1)
+        await asyncio.sleep(0.1)
+        assert len(given) == 1  # then it sleeps until somebody calls
+        before = time.monotonic()
+        assert (await whole(shared, "a"))[2] == "length"
+        await until(lambda: len(given) == 2)
+        assert given[1] > before
+
+    served(check)

@@ -21,11 +21,13 @@ from dacheng.engine.readings import Embedding
 from dacheng.engine.request import Request
 from dacheng.engine.turns import Turns
 from dacheng.errors import DachengError
+from dacheng.meters import return_free_memory
 from dacheng.protocols import SamplingParams
 
 log = logging.getLogger(__name__)
 
 TRIES = 2  # of a step that raises, before the requests in it are given up
+IDLE_S = 1.0  # without work, before free memory is given back: resident memory grew in steps over 20 minutes without
 MAX_FAILURES = 6  # steps in a row that raise, before the thread gives up
 
 
@@ -261,12 +263,16 @@ class AsyncEngine:
     def _listen(self) -> bool:
         """Runs what the loop asked for, waiting for it while there is nothing else to do. False: it is time to end."""
         with self._wake:
-            while not (self._inbox or self.engine.has_work or self._state != "running"):
-                self._wake.wait()
+            if not self._wake.wait_for(self._is_called, IDLE_S):
+                return_free_memory()
+                self._wake.wait_for(self._is_called)
             commands, self._inbox = self._inbox, deque()
         for command in commands:
             command()
         return self._state == "running" or (self._state == "draining" and self.engine.has_work)
+
+    def _is_called(self) -> bool:
+        return bool(self._inbox) or self.engine.has_work or self._state != "running"
 
     def _cancel(self, *requests: Request) -> None:
         for request in requests:
