@@ -217,10 +217,15 @@ def test_records_to_teach_have_the_prompt_of_answering(world):
         assert (system["role"], user["role"], reply["role"]) == ("system", "user", "assistant")
         (place,) = marks(reply["content"])
         places.add(place)
-        assert reply["content"] == f"{question.reply} [{place}]"
+        said = reply["content"].removesuffix(f" [{place}]")
         assert re.fullmatch(citing(3).source, reply["content"])
         source = re.split(r"\n\n\[\d\] |^Sources:\n\[1\] ", user["content"].rsplit("\n\nQuestion:")[0])[place]
-        assert question.answers[0].casefold() in " ".join(source.split()).casefold()
+        source = " ".join(source.split())
+        assert question.answers[0].casefold() in source.casefold()
+        name, told = said.split(": ", 1)
+        assert source.startswith(name)  # what the sentence is about, then the sentence as the source has it
+        assert told.removesuffix(".") in source or told == question.reply
+        assert question.answers[0].casefold() in said.casefold()
         assert record.meta["synthetic"] is True
     assert {1, 2} <= places <= {1, 2, 3}
     assert teaching_records(splits.train, retriever, shown=(1, 2, 3)) == records

@@ -28,7 +28,7 @@ _CUES = tuple(
         (r"\b(?:how (?:many|much|long|old)|when|year|number|width|size)\b|多少|几|哪一?年", r"\d"),
     )
 )
-_SIGNATURE = re.compile(r"(?:class |def )?[\w.]+\(.*\)(?: *->.*)?:?$")
+SIGNATURE = re.compile(r"(?:class |def )?[\w.]+\(.*\)(?: *->.*)?:?$")
 _ON_ARGUMENTS = re.compile(r"default|argument|parameter|option|signature|take", re.IGNORECASE)
 _MARK = re.compile(r"\[(\d{1,3})\]")
 
@@ -96,7 +96,7 @@ def best_sentences(passage: Passage, about: str, *, limit: int, rarity: Rarity |
     cues = [looks for asks, looks in _CUES if asks.search(about)]
     bonus = [1.0 + sum(bool(looks.search(sentence)) for looks in cues) for sentence in said]
     if not _ON_ARGUMENTS.search(about):  # a signature has every argument's name and says nothing about them
-        bonus = [0.2 * worth if _SIGNATURE.match(line) else worth for worth, line in zip(bonus, said, strict=True)]
+        bonus = [0.2 * worth if SIGNATURE.match(line) else worth for worth, line in zip(bonus, said, strict=True)]
     chosen: list[int] = []
     first = 0.0
     for _ in range(min(limit, len(said))):

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 SHOWN = 1
 """Sources in a prompt unless the calibration chose otherwise: a model of 135M takes the wrong one of three."""
-SOURCE_TOKENS = 320
-"""Tokens of all sources of one prompt together."""
+SOURCE_TOKENS = 160
+"""Tokens of all sources of one prompt together: those sentences that have most of the question (see excerpt)."""
 SYSTEM_EN = "Answer the question in one short sentence from the sources only. Cite the source as [1]."
 SYSTEM_ZH = "只根据资料用一句简短的话回答问题，并用[1]这样的标记注明出处。"
 _CHARACTERS_A_TOKEN = 3.5  # of English and code where no tokenizer is at hand; a Han character counts as one token

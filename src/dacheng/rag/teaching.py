@@ -1,7 +1,8 @@
-"""Conversations to train an adapter on: a question, its sources, the short reply that copies the answer and cites it.
+"""Conversations to train an adapter on: a question, its sources, a reply that copies the answer's sentence and cites it.
 
 Form and copying can be learnt in minutes; abstention cannot (a probe: 0 of 16 after 160 examples), so questions without
-an answer are left to the gate and counted.
+an answer are left to the gate and counted. A reply is the whole sentence that answers, after the name of what it is
+about: replies of a word or two make a small model guess names (docs/lab-notes/finetuning.md, recipes A to E).
 """
 
 from __future__ import annotations
@@ -9,13 +10,15 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from dacheng.rag.citations import citing
+from dacheng.rag.citations import SIGNATURE, best_sentences, citing
 from dacheng.rag.prompting import SOURCE_TOKENS, Count, messages, source_texts
 from dacheng.rag.questions import Question
 from dacheng.rag.questions.hand import holds
 from dacheng.rag.retrieve import Hit
+from dacheng.rag.sentences import sentences
 from dacheng.records import Drops, Record
 
 if TYPE_CHECKING:
@@ -67,7 +70,7 @@ def teaching_records(
         if not _stands_in(question.answers, texts[place - 1]):
             drops.drop("answer_cut_off", example=question.id)
             continue
-        content = f"{question.reply} [{place}]"
+        content = f"{_reply(question, gold, texts[place - 1])} [{place}]"
         if not re.fullmatch(citing(len(sources)).source, content):
             drops.drop("reply_out_of_form", example=content)
             continue
@@ -94,6 +97,20 @@ def _sources(question: Question, gold: Passage, retriever: Retriever, wanted: in
     sources = [gold, *others[: wanted - 1]]
     rng.shuffle(sources)
     return sources
+
+
+def _reply(question: Question, gold: Passage, shown: str) -> str:
+    """The sentence of what is shown that has the answer, or where the answer is the name of it all, that which tells
+    most of what was asked; the question's own reply where no sentence has it. Code has its name before it."""
+    name = f"{gold.heading}: " if gold.kind == "code" and gold.heading else ""
+    body = shown.split("\n", 1)[1] if "\n" in shown else shown
+    if not (name and _stands_in(question.answers, gold.heading)):
+        holding = [s.text for s in sentences(body) if not s.is_example and _stands_in(question.answers, s.text)]
+        body = "\n\n".join(holding)
+    best = best_sentences(replace(gold, text=body), question.question, limit=1) if body.strip() else []
+    if not best or SIGNATURE.match(best[0]) or len(best[0].split()) < 3:
+        return f"{name}{question.reply}"
+    return f"{name}{best[0].rstrip('.')}."
 
 
 def _stands_in(answers: Sequence[str], text: str) -> bool:
