@@ -15,13 +15,11 @@ from typing import NamedTuple
 
 from dacheng.rag.passages import Kind, Passage, passage_key
 from dacheng.rag.scripts import han_count, language_of
+from dacheng.rag.sentences import sentence_spans
 
 MAX_SIZE = 220  # words; a Han character counts half a word
 _SECTION = 20 * MAX_SIZE  # a section longer than this is cut up piece by piece: memory stays bounded
 _CHARACTERS = 8  # of one word at most, with the space after it: a line of code is long though it has few spaces
-_SPACE = re.compile(r"\s*")
-_ABBREVIATION = re.compile(r"(?:\b(?:e\.g|i\.e|etc|cf|vs|Mr|Mrs|Dr|St|No|Fig|Jr|al|approx|resp)|\b[A-Z])\.$")
-_END = re.compile(r"[.!?。！？；…]+[\"')\]”’」』）]*")
 _FULL_WIDTH = re.compile("[\u3000-\u30ff\u3400-\u9fff\uff00-\uffef]")
 
 
@@ -183,7 +181,7 @@ def _sentences(block: Block) -> Iterator[_Unit]:
         length += len(between) + len(line)
     text = "".join(parts)
     glue = "\n\n"
-    for start, end in _spans(text):
+    for start, end in sentence_spans(text):
         first, last = (numbers[bisect_right(starts, at) - 1] for at in (start, end - 1))
         piece = text[start:end]
         size = size_of(piece)
@@ -202,21 +200,6 @@ def _sentences(block: Block) -> Iterator[_Unit]:
 def _close(before: str, after: str) -> bool:
     """No space was meant where a line ended between two characters of a script without spaces."""
     return bool(_FULL_WIDTH.match(before) and _FULL_WIDTH.match(after))
-
-
-def _spans(text: str) -> Iterator[tuple[int, int]]:
-    """(start, end) of each sentence, without the space between them."""
-    start = 0
-    for match in _END.finditer(text):
-        mark = text[match.start()]
-        if mark in ".!?" and not text[match.end() : match.end() + 1].isspace():  # 3.14, os.path
-            continue
-        if mark == "." and _ABBREVIATION.search(text, max(start, match.end() - 8), match.end()):
-            continue
-        yield start, match.end()
-        start = _SPACE.match(text, match.end()).end()  # type: ignore[union-attr]
-    if start < len(text):
-        yield start, len(text)
 
 
 def _pieces(text: str, size: float) -> Iterator[str]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import NamedTuple
 
 MAX_SENTENCES = 400  # of one passage: it is a few hundred words
 _ABBREVIATION = re.compile(r"(?:\b(?:e\.g|i\.e|etc|cf|vs|Mr|Mrs|Dr|St|No|Fig|Jr|al|approx|resp)|\b[A-Z])\.$")
-_END = re.compile(r"[.!?]+[\"')\]]*(?=\s)|[。！？；…]+[”’」』）]*")
+_END = re.compile(r"[.!?。！？；…]+[\"')\]”’」』）]*")
+_SPACE = re.compile(r"\s*")
 _BREAK = re.compile(r"^\s*(?:$|>>>|\.\.\. |[-*•] |\d+[.)] |#{1,6} |\||:\w+)")
 _RULE = re.compile(r"\s*(?:[=~*#_-]{3,}\s*)+")
 _ALONE = re.compile(r"\s*(?:>>>|\.\.\. |\||#{1,6} |[=~*#_-]{3,}|[\w.]+\(.*\)(?: *->.*)?:?$)")
@@ -44,6 +46,21 @@ def one_line(text: str) -> str:
     return _BETWEEN_HAN.sub("", joined)
 
 
+def sentence_spans(text: str) -> Iterator[tuple[int, int]]:
+    """(start, end) of each sentence of a paragraph in one line, without the space between them."""
+    start = 0
+    for match in _END.finditer(text):
+        mark = text[match.start()]
+        if mark in ".!?" and not text[match.end() : match.end() + 1].isspace():  # 3.14, os.path
+            continue
+        if mark == "." and _ABBREVIATION.search(text, max(start, match.end() - 8), match.end()):
+            continue
+        yield start, match.end()
+        start = _SPACE.match(text, match.end()).end()  # type: ignore[union-attr]
+    if start < len(text):
+        yield start, len(text)
+
+
 def _blocks(text: str) -> list[str]:
     """Paragraphs, bullets and rows, each in one line."""
     blocks: list[list[str]] = [[]]
@@ -59,12 +76,4 @@ def _blocks(text: str) -> list[str]:
 
 
 def _split(block: str) -> list[str]:
-    parts, start = [], 0
-    for match in _END.finditer(block):
-        part = block[start : match.end()]
-        if block[match.start()] == "." and _ABBREVIATION.search(part):
-            continue
-        parts.append(part.strip())
-        start = match.end()
-    parts.append(block[start:].strip())
-    return [part for part in parts if part]
+    return [block[start:end] for start, end in sentence_spans(block)]

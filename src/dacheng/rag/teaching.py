@@ -1,4 +1,4 @@
-"""Conversations to train an adapter on: a question, its sources, a reply that copies the answer's sentence and cites it.
+"""Conversations to train an adapter on: a question, its sources, a reply that copies the answering sentence and cites.
 
 Form and copying can be learnt in minutes; abstention cannot (a probe: 0 of 16 after 160 examples), so questions without
 an answer are left to the gate and counted. A reply is the whole sentence that answers, after the name of what it is
