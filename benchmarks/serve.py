@@ -20,6 +20,7 @@ beside ours alone by the contract's rule (serve_texts.py), and beside the peer's
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
@@ -125,10 +126,12 @@ def variant(name: str, is_on: bool) -> str:
 def contestants(args: argparse.Namespace, threads: int) -> dict[str, list[str]]:
     size = {"batch": args.batch, "context": CONTEXT}
     found = {"ours": ours(args.gguf, **size, flags=args.flag)}
-    for slots in args.peer_slots if args.peer_python or args.llama_server else ():
-        found[f"{PEER}, {slots} slots"] = peer(
-            args.gguf, batch=slots, context=CONTEXT, threads=threads, python=args.peer_python, program=args.llama_server
-        )
+    kinds = list(itertools.product(args.peer_slots, args.peer_cache))
+    for slots, cache in kinds if args.peer_python or args.llama_server else ():
+        found[f"{PEER}, {slots} slots, {cache} cache"] = peer(
+            args.gguf, batch=slots, context=CONTEXT, threads=threads, python=args.peer_python,
+            program=args.llama_server, shared=cache == "shared",
+        )  # fmt: skip
     if args.ablate:
         for name, (flags, is_on) in SWITCHES.items():
             found[variant(name, is_on)] = ours(args.gguf, **size, flags=[*args.flag, *flags])
@@ -189,6 +192,10 @@ def main() -> None:
     parser.add_argument(
         "--peer-slots", type=int, nargs="+", default=[4, 16], help="that many at once; 4 is its default"
     )
+    parser.add_argument(
+        "--peer-cache", choices=["separate", "shared"], nargs="+", default=["separate", "shared"],
+        help="llama.cpp's cache: a part for each slot (what it does where the slots are told), or one for all",
+    )  # fmt: skip
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)

@@ -78,17 +78,21 @@ def ours(gguf: Path, *, batch: int, context: int, flags: Sequence[str] = ()) -> 
     ]  # fmt: skip
 
 
-def peer(gguf: Path, *, batch: int, context: int, threads: int, python: str | None, program: str | None) -> list[str]:
-    """batch: slots, each with as much context as one of our requests, sharing one cache."""
+def peer(
+    gguf: Path, *, batch: int, context: int, threads: int, python: str | None, program: str | None, shared: bool
+) -> list[str]:
+    """batch: slots, each with as much context as one of our requests. shared: in one cache, in which what one slot has
+    computed is found by the others, and every token looks at the cells of all of them."""
     if program is not None:
         return [
             program, "-m", str(gguf), "--host", "127.0.0.1", "--port", "{port}", "-np", str(batch),
-            "-c", str(batch * context), "-t", str(threads), "-tb", str(threads), "--kv-unified", "-ngl", "0",
+            "-c", str(batch * context), "-t", str(threads), "-tb", str(threads), "-ngl", "0",
+            "--kv-unified" if shared else "--no-kv-unified",
         ]  # fmt: skip
     assert python is not None
     return [
         python, str(Path(__file__).resolve()), "--gguf", str(gguf), "--port", "{port}", "--batch", str(batch),
-        "--context", str(context), "--threads", str(threads),
+        "--context", str(context), "--threads", str(threads), *(["--shared"] if shared else []),
     ]  # fmt: skip
 
 
@@ -109,12 +113,13 @@ def main() -> None:
     parser.add_argument("--gguf", required=True)
     for name in ("port", "batch", "context", "threads"):
         parser.add_argument(f"--{name}", type=int, required=True)
+    parser.add_argument("--shared", action="store_true")
     args = parser.parse_args()
     import xllamacpp
 
     params = xllamacpp.CommonParams()
     params.model.path, params.hostnames, params.port = args.gguf, ["127.0.0.1"], args.port
-    params.n_parallel, params.n_ctx, params.kv_unified = args.batch, args.batch * args.context, True
+    params.n_parallel, params.n_ctx, params.kv_unified = args.batch, args.batch * args.context, args.shared
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = args.threads
     params.n_gpu_layers = 0
     serving = xllamacpp.Server(params)
