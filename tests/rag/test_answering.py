@@ -9,7 +9,7 @@ from rag_fakes import Echo, FakeRetriever, library, passage
 
 from dacheng.errors import UsageError
 from dacheng.rag.answer import Answerer, declines
-from dacheng.rag.calibration import calibrate, choose_shown
+from dacheng.rag.calibration import calibrate
 from dacheng.rag.citations import best_sentences, citations, citing, marks
 from dacheng.rag.prompting import SYSTEM_EN, SYSTEM_ZH, estimated_tokens, excerpt, messages, source_texts
 from dacheng.rag.questions import split_questions
@@ -192,15 +192,6 @@ def test_a_model_may_decline_by_itself(world):
     assert declines("I don't know.")
     assert declines("资料中没有提到。")
     assert not declines("It does not return anything.")
-
-
-def test_the_number_of_sources_is_chosen_on_the_calibration(world):
-    _, splits, retriever, _ = world
-    answerer = Answerer(Echo(), None, retriever, rarity=splits.rarity)
-    shares = choose_shown(answerer, splits.calibration, "sources", candidates=(1, 2), limit=8)
-    assert set(shares) == {1, 2}
-    assert answerer.shown["sources"] == 1
-    assert choose_shown(answerer, [], "sources") == {}
 
 
 def test_records_to_teach_have_the_prompt_of_answering(world):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from dacheng.rag.retrieve import Hit
 
 SHOWN = 1
-"""Sources in a prompt unless the calibration chose otherwise: a model of 135M takes the wrong one of three."""
+"""Sources in a prompt: a model of 135M takes the wrong one of three."""
 SOURCE_TOKENS = 160
 """Tokens of all sources of one prompt together: those sentences that have most of the question (see excerpt)."""
 SYSTEM_EN = "Answer the question in one short sentence from the sources only. Cite the source as [1]."
