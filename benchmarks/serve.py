@@ -23,6 +23,7 @@ import argparse
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -234,4 +235,5 @@ def _smollm2(args: argparse.Namespace, folder: Path) -> Path:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ended half way, it still ends its servers
     main()
