@@ -201,7 +201,7 @@ def test_records_to_teach_have_the_prompt_of_answering(world):
     by_id = {q.id: q for q in splits.train}
     assert len(records) == drops.kept
     assert drops.dropped["left_to_the_gate"] == sum(not q.answerable for q in splits.train)
-    places = set()
+    places, first = set(), 0
     for record in records:
         question = by_id[record.meta["question"]]
         system, user, reply = record.messages
@@ -216,7 +216,9 @@ def test_records_to_teach_have_the_prompt_of_answering(world):
         name, told = said.split(": ", 1)
         assert source.startswith(name)  # what the sentence is about, then the sentence as the source has it
         assert told.removesuffix(".") in source or told == question.reply
+        first += source.split(") ", 1)[-1].startswith(told.removesuffix("."))
         assert question.answers[0].casefold() in said.casefold()
         assert record.meta["synthetic"] is True
     assert {1, 2} <= places <= {1, 2, 3}
+    assert 0 < first <= len(records) / 2  # the first sentence is not always the answer
     assert teaching_records(splits.train, retriever, shown=(1, 2, 3)) == records

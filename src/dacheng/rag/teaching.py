@@ -43,13 +43,15 @@ def teaching_records(
     The passage that holds the answer is among the sources at a random place; the others are what retrieval finds near
     it that holds no accepted answer. shown: numbers of sources, one drawn for each passage: questions on one passage
     have the same sources, so that their conversations begin alike and cost their beginning once
-    (AdaptTrainConfig.share_beginnings). Dropped and counted:
-    left_to_the_gate (no answer), passage_gone, answer_cut_off (not in what fits into the prompt), reply_out_of_form
-    (not what the grammar of citations lets a model say). meta marks every
-    record synthetic unless a person wrote its question.
+    (AdaptTrainConfig.share_beginnings). At most as many replies copy what stands first in their source as copy what
+    stands further down: a model that has only seen the first learns to copy the first sentence whatever is asked.
+    Dropped and counted: left_to_the_gate (no answer), passage_gone, answer_cut_off (not in what fits into the prompt),
+    reply_out_of_form (not what the grammar of citations lets a model say), answer_stands_first. meta marks every record
+    synthetic unless a person wrote its question.
     """
     drops, rng = Drops() if drops is None else drops, random.Random(f"{seed}:teaching")
-    records = []
+    records: list[Record] = []
+    first: list[str] = []  # ids of the records whose reply is what stands first
     drawn: dict[str, list[Passage]] = {}
     for question in questions:
         gold = next((p for p in map(retriever.store.find, question.passages) if p is not None), None)
@@ -70,7 +72,8 @@ def teaching_records(
         if not _stands_in(question.answers, texts[place - 1]):
             drops.drop("answer_cut_off", example=question.id)
             continue
-        content = f"{_reply(question, gold, texts[place - 1])} [{place}]"
+        reply, stands_first = _reply(question, gold, texts[place - 1])
+        content = f"{reply} [{place}]"
         if not re.fullmatch(citing(len(sources)).source, content):
             drops.drop("reply_out_of_form", example=content)
             continue
@@ -83,8 +86,19 @@ def teaching_records(
             "source": question.source,
         }
         records.append(Record(f"teach-{question.id}", messages=chat, meta=meta))
-        drops.keep()
-    return records
+        first += [records[-1].id] if stands_first else []
+    return _balanced(records, first, rng, drops)
+
+
+def _balanced(records: list[Record], first: list[str], rng: random.Random, drops: Drops) -> list[Record]:
+    further = len(records) - len(first)
+    too_many = set(rng.sample(first, len(first) - further)) if 0 < further < len(first) else set()
+    for record in records:
+        if record.id in too_many:
+            drops.drop("answer_stands_first", example=record.id)
+        else:
+            drops.keep()
+    return [record for record in records if record.id not in too_many]
 
 
 def _sources(question: Question, gold: Passage, retriever: Retriever, wanted: int, rng: random.Random) -> list[Passage]:
@@ -99,18 +113,25 @@ def _sources(question: Question, gold: Passage, retriever: Retriever, wanted: in
     return sources
 
 
-def _reply(question: Question, gold: Passage, shown: str) -> str:
+def _reply(question: Question, gold: Passage, shown: str) -> tuple[str, bool]:
     """The sentence of what is shown that has the answer, or where the answer is the name of it all, that which tells
-    most of what was asked; the question's own reply where no sentence has it. Code has its name before it."""
+    most of what was asked; the question's own reply where no sentence has it. Code has its name before it. And whether
+    that sentence is the first there is."""
     name = f"{gold.heading}: " if gold.kind == "code" and gold.heading else ""
     body = shown.split("\n", 1)[1] if "\n" in shown else shown
-    if not (name and _stands_in(question.answers, gold.heading)):
-        holding = [s.text for s in sentences(body) if not s.is_example and _stands_in(question.answers, s.text)]
-        body = "\n\n".join(holding)
-    best = best_sentences(replace(gold, text=body), question.question, limit=1) if body.strip() else []
-    if not best or SIGNATURE.match(best[0]) or len(best[0].split()) < 3:
-        return f"{name}{question.reply}"
-    return f"{name}{best[0].rstrip('.')}."
+    said = [s.text for s in sentences(body) if not s.is_example and _tells(s.text)]
+    if name and _stands_in(question.answers, gold.heading):
+        holding = said
+    else:
+        holding = [sentence for sentence in said if _stands_in(question.answers, sentence)]
+    best = best_sentences(replace(gold, text="\n\n".join(holding)), question.question, limit=1) if holding else []
+    if not best:
+        return f"{name}{question.reply}", False
+    return f"{name}{best[0].rstrip('.')}.", best[0] == said[0]
+
+
+def _tells(sentence: str) -> bool:
+    return not SIGNATURE.match(sentence) and len(sentence.split()) >= 3
 
 
 def _stands_in(answers: Sequence[str], text: str) -> bool:
