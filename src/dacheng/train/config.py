@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+from dacheng.checks import at_least_one
 from dacheng.errors import UsageError
 from dacheng.recipes import to_dict
 from dacheng.train.budget import Budget
@@ -48,10 +49,7 @@ class TrainConfig:
     allow_changes: tuple[str, ...] = field(default=(), metadata=_FREE)
 
     def __post_init__(self) -> None:
-        for name in ("save_every", "keep_last", "keep_every", "steps", "threads"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError("must be at least 1", field=name, value=value, remedy="raise it, or leave it out")
+        at_least_one(self, "save_every", "keep_last", "keep_every", "steps", "threads")
         for name in ("clip_norm", "max_minutes"):
             value = getattr(self, name)
             if value is not None and not value > 0:
