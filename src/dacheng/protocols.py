@@ -48,8 +48,9 @@ class SamplingParams:
     presence_penalty, frequency_penalty: taken off the logits of generated tokens, once, and times their count (OpenAI).
     logit_bias: (token id, what is added to its logit). min_tokens: nothing ends the text before so many.
     logprobs: of the chosen tokens; top_logprobs: of so many best ones beside each. prompt_logprobs: of the tokens of
-    the prompt, with so many best ones beside each (None: not computed). grammar: what the text must be; it ends where
-    nothing can follow.
+    the prompt, with so many best ones beside each (None: not computed). processed_logprobs: those of `logprobs` are of
+    the tempered distribution that was drawn from, not of the model's own (vLLM's logprobs_mode). grammar: what the text
+    must be; it ends where nothing can follow.
     """
 
     max_tokens: int = 128
@@ -70,6 +71,7 @@ class SamplingParams:
     top_logprobs: int = 0
     prompt_logprobs: int | None = None
     grammar: Grammar | None = None
+    processed_logprobs: bool = False
 
 
 TopLogprobs = list[tuple[int, float]]  # (token id, log-probability in nats), best first

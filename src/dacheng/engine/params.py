@@ -35,6 +35,11 @@ def check_params(params: SamplingParams, vocab_size: int) -> None:
     _demand(0 <= p.min_tokens <= p.max_tokens, "min_tokens", p.min_tokens, f"from 0 to max_tokens = {p.max_tokens}")
     _demand(0 <= p.top_logprobs <= vocab_size, "top_logprobs", p.top_logprobs, f"from 0 to {vocab_size}")
     _demand(p.logprobs or not p.top_logprobs, "top_logprobs", p.top_logprobs, "logprobs=True with it")
+    if p.processed_logprobs:  # of a distribution that is tempered and nothing else
+        plain = p.top_p == 1 and p.min_p == p.top_k == 0 and not (p.logit_bias or p.grammar or p.min_tokens)
+        plain = plain and p.repetition_penalty == 1 and p.presence_penalty == p.frequency_penalty == 0
+        _demand(p.logprobs and p.temperature > 0 and plain and not p.top_logprobs, "processed_logprobs", True,
+                "it with logprobs and a temperature above 0, and nothing else that changes logits")  # fmt: skip
     _demand(
         p.prompt_logprobs is None or 0 <= p.prompt_logprobs <= vocab_size,
         "prompt_logprobs",

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dacheng.engine.adjust import adjusted, penalise
 from dacheng.engine.state import SamplerState
+from dacheng.objectives.logps import token_logps
 from dacheng.protocols import SamplingParams, TopLogprobs
 
 __all__ = [
@@ -201,12 +202,15 @@ def _logprobs(
     rows = [row for row, state in enumerate(states) if state.params.logprobs]
     if rows:
         of_rows = _rows(logits_RV, rows)
-        ids = torch.tensor([chosen[row] for row in rows], device=of_rows.device).unsqueeze(1)
-        norms = of_rows.logsumexp(-1)
-        for row, value in zip(rows, (of_rows.gather(1, ids).squeeze(1) - norms).tolist()):
+        divisors = [states[row].params.temperature if states[row].params.processed_logprobs else 1.0 for row in rows]
+        if any(divisor != 1.0 for divisor in divisors):
+            of_rows = of_rows / torch.tensor(divisors, device=of_rows.device).unsqueeze(1)
+        chosen_ids = torch.tensor([chosen[row] for row in rows], device=of_rows.device)
+        for row, value in zip(rows, token_logps(of_rows, chosen_ids).tolist()):
             logprobs[row] = value
         counts = [states[row].params.top_logprobs for row in rows]
         if any(counts):
+            norms = of_rows.logsumexp(-1)
             for row, count, best in zip(rows, counts, _best(of_rows, norms, max(counts))):
                 tops[row] = best[:count] if count else None
     return logprobs, tops
