@@ -43,6 +43,7 @@ def examine(refresh: bool = False) -> dict[str, Any]:
     from dacheng import __version__
     from dacheng.life.history import history_path
     from dacheng.machine import available_bytes, cache_dir, measure
+    from dacheng.sandbox import available
 
     machine = measure(refresh=refresh)
     extras = {
@@ -59,6 +60,7 @@ def examine(refresh: bool = False) -> dict[str, Any]:
             extra: f"pip install 'dacheng[{extra}]'" for extra, there in extras.items() if not all(there.values())
         },
         "compiler": shutil.which("c++") or shutil.which("g++") or shutil.which("clang++"),
+        "sandbox": available(),
         "cache": str(cache_dir()),
         "history": str(history_path()),
     }
@@ -80,6 +82,7 @@ def _lines(found: dict[str, Any]) -> list[str]:
         ("disk here", f"{amount(found['disk_free_bytes'], 'B')} free"),
         ("torch", machine["torch_version"]),
         ("compiler", found["compiler"] or "none: train.compile is not there; install g++"),
+        ("sandbox", found["sandbox"] or "none: code is not run; Linux with Landlock, or install bubblewrap"),
         ("cache", found["cache"]),
         ("history", found["history"]),
     ]

@@ -1,0 +1,184 @@
+"""dacheng align judge, revise: preferences and examples by a model's own judgement (RLAIF)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dacheng.errors import UsageError
+
+if TYPE_CHECKING:
+    from dacheng.align.judging import Asker, Pair
+    from dacheng.records import Drops
+
+
+def judge(
+    files: list[Path],
+    /,
+    *,
+    model: str,
+    out: Path | None = None,
+    comparison: str = "answers the question better?",
+    margin: float = 0.0,
+    consistent: bool = False,
+    limit: int | None = None,
+    api_key_file: Path | None = None,
+    json: bool = False,
+) -> int:
+    """Asks a model which of two replies is better, each pair both ways round, and how far it can be trusted.
+
+    Example: dacheng align judge recipes/align/pairs.jsonl --model models/smollm2 --limit 20 --out judged.jsonl
+
+    Parameters
+    ----------
+    files
+        Files of preferences, see dacheng align pairs; what they prefer is not shown to the judge.
+    model
+        The judge: a directory, a name from history, or the URL of a server with OpenAI's API.
+    out
+        Where the judge's preferences go, as JSON lines for dacheng align prefer.
+    comparison
+        The end of the question "Which response …".
+    margin
+        Pairs it is less sure of (probability within 0.5 +- margin) are left out.
+    consistent
+        Leave out what it judges differently the other way round.
+    limit
+        Only the first so many pairs.
+    api_key_file
+        Of a server that wants a key: the file's first line.
+    json
+        One JSON document on stdout.
+    """
+    from dacheng.align.judging import compare, figures, preference_records, write_records
+    from dacheng.cli.console import print_json, use_threads
+    from dacheng.evaluate.intervals import wilson
+    from dacheng.records import Drops
+
+    use_threads()
+    drops = Drops()
+    pairs = _pairs(files, drops)[:limit]
+    verdicts = compare(_asker(model, api_key_file), pairs, comparison=comparison)
+    found = figures(pairs, verdicts, margin)
+    decided = [v.probability for v in verdicts if v.probability is not None and v.probability != 0.5]
+    agreed = wilson(sum(p > 0.5 for p in decided), len(decided)) if decided else None
+    kept = 0
+    if out is not None:
+        kept = write_records(out, preference_records(pairs, verdicts, margin=margin, consistent_only=consistent))
+    if json:
+        agreement = None if agreed is None else agreed.to_dict()
+        print_json({"judge": asdict(found), "agreement": agreement, "written": kept, "drops": drops.to_dict()})
+        return 0
+    print(found.sentence())
+    if agreed is not None:
+        print(f"agrees with the file on {agreed.estimate:.0%} of {agreed.n} ({agreed.low:.0%} to {agreed.high:.0%})")
+    if out is not None:
+        print(f"{kept} preferences in {out}")
+    for reason, count in drops.dropped.items():
+        print(f"{count} x {reason}, first: {drops.examples.get(reason, '')}")
+    return 0
+
+
+def revise(
+    file: Path,
+    /,
+    *,
+    model: str,
+    out: Path,
+    pairs: Path | None = None,
+    principles: Path | None = None,
+    rounds: int = 1,
+    seed: int = 0,
+    max_tokens: int = 256,
+    api_key_file: Path | None = None,
+    json: bool = False,
+) -> int:
+    """Lets a model answer, criticise its answer by a principle, and revise it: examples to fine-tune on.
+
+    Example: dacheng align revise prompts.jsonl --model models/smollm2 --out revised.jsonl --pairs revised_pairs.jsonl
+
+    Parameters
+    ----------
+    file
+        JSON lines of {"prompt": text} or {"messages": [...]}.
+    model
+        A directory, a name from history, or the URL of a server with OpenAI's API.
+    out
+        The revisions as conversations, for dacheng train sft.
+    pairs
+        The last revision over the first answer, for dacheng align prefer.
+    principles
+        JSON of yours, {"principles": [{"name", "critique", "revision", "comparison"}]}.
+    rounds
+        Critiques and revisions of each answer.
+    seed
+        Of the principles that are drawn.
+    max_tokens
+        Of an answer, a critique and a revision, each.
+    api_key_file
+        Of a server that wants a key: the file's first line.
+    json
+        One JSON document on stdout.
+    """
+    from dacheng.align.judging import PRINCIPLES, read_principles, write_records
+    from dacheng.align.judging import revise as revised
+    from dacheng.align.reinforce.prompts import PromptSpec
+    from dacheng.cli.console import print_json, use_threads
+    from dacheng.data.sources import open_source
+    from dacheng.records import Drops
+
+    use_threads()
+    unread = Drops()
+    prompts = [
+        record.messages or [{"role": "user", "content": record.text}]
+        for record in open_source([PromptSpec(path=str(file))], unread)
+    ]
+    if not prompts:
+        raise UsageError("there is no prompt", field="FILE", value=str(file))
+    held_to = PRINCIPLES if principles is None else read_principles(principles)
+    made, drops = revised(
+        _asker(model, api_key_file, max_tokens), prompts, principles=held_to, rounds=rounds, seed=seed
+    )
+    written = write_records(out, [one.sft_record() for one in made])
+    if pairs is not None:
+        write_records(pairs, [one.pair_record() for one in made])
+    drops.dropped.update(unread.dropped)
+    if json:
+        print_json({"prompts": len(prompts), "written": written, "drops": drops.to_dict()})
+        return 0
+    print(f"{written} of {len(prompts)} answers revised, in {out}")
+    for reason, count in drops.dropped.items():
+        print(f"{count} x {reason}, first: {drops.examples.get(reason, '')}")
+    return 0
+
+
+def _pairs(files: list[Path], drops: Drops) -> list[Pair]:
+    """The comparisons of the files, the chosen reply as `one`."""
+    from dacheng.align.judging import Pair
+    from dacheng.data.pair_layouts import Comparison
+    from dacheng.data.preferences import read_preferences
+
+    pairs = []
+    for preference in read_preferences(files, drops):
+        said = preference.said
+        if isinstance(said, Comparison) and len(said.chosen) == len(said.rejected) == 1:
+            pairs.append(Pair(said.prompt, str(said.chosen[0].get("content")), str(said.rejected[0].get("content"))))
+        else:
+            drops.drop("no_pair_of_single_replies", example=preference.id)
+    if not pairs:
+        raise UsageError("there is no pair to judge", field="FILES", value=[str(path) for path in files])
+    return pairs
+
+
+def _asker(model: str, api_key_file: Path | None, max_tokens: int = 256) -> Asker:
+    from dacheng.align.judging import Asker
+
+    if model.startswith(("http://", "https://")):
+        from dacheng.cli.serve import first_key
+        from dacheng.serve.remote_model import RemoteModel
+
+        return Asker(model=RemoteModel(model, first_key(api_key_file)), max_tokens=max_tokens)
+    from dacheng.cli.models import find_model
+
+    return Asker.open(find_model(model), max_tokens=max_tokens)
