@@ -15,8 +15,9 @@ from dacheng.lazy import exports
 from dacheng.nn.lora_config import Adapter, LoRAConfig
 
 if TYPE_CHECKING:
+    from dacheng.adapt.full import train_full
     from dacheng.adapt.process import TrainerProcess
-    from dacheng.adapt.settings import AdaptTrainConfig
+    from dacheng.adapt.settings import AdaptTrainConfig, ChatTrainConfig
     from dacheng.adapt.tail import LogTail, Repeats, compare_repeats
     from dacheng.adapt.training import AdapterResult, train_adapter
     from dacheng.adapt.worker_config import WorkerConfig
@@ -26,6 +27,7 @@ __all__ = [
     "Adapter",
     "AdapterBank",
     "AdapterResult",
+    "ChatTrainConfig",
     "LoRAConfig",
     "LogTail",
     "Merged",
@@ -41,6 +43,7 @@ __all__ = [
     "merge",
     "rows_of",
     "train_adapter",
+    "train_full",
     "trainable",
 ]
 
@@ -48,7 +51,8 @@ __getattr__ = exports(
     __name__,
     {
         "process": ("TrainerProcess",),
-        "settings": ("AdaptTrainConfig",),
+        "full": ("train_full",),
+        "settings": ("AdaptTrainConfig", "ChatTrainConfig"),
         "tail": ("LogTail", "Repeats", "compare_repeats"),
         "training": ("AdapterResult", "train_adapter"),
         "worker_config": ("WorkerConfig",),

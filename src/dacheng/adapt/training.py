@@ -1,19 +1,19 @@
-"""Training an adapter on conversations: the one Trainer around a frozen base."""
+"""Training on conversations: an adapter around a frozen base, or the weights themselves, by the one Trainer."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 
 from dacheng.adapt.attach import add_lora, targeted
 from dacheng.adapt.counts import trainable
-from dacheng.adapt.settings import AdaptTrainConfig
+from dacheng.adapt.settings import AdaptTrainConfig, ChatTrainConfig
 from dacheng.adapt.step_log import StepLog
 from dacheng.data.beginnings import TreeSource, tree_source
 from dacheng.errors import DachengError, UsageError
@@ -23,6 +23,7 @@ from dacheng.formats.peft.names import PeftNames
 from dacheng.models.decoder import Decoder
 from dacheng.nn.lora_config import Adapter
 from dacheng.objectives.base import StepContext
+from dacheng.objectives.neftune import Neftune
 from dacheng.objectives.next_token import NextToken
 from dacheng.records import Drops, Record
 from dacheng.train.callbacks import Callback
@@ -35,13 +36,14 @@ if TYPE_CHECKING:
     from dacheng.text import ChatRenderer
     from dacheng.train.report import StepReport, TrainResult
 
-TRAINING, ADAPTER, SNAPSHOT, RESULT = "training", "adapter", "snapshot", "result.json"
+TRAINING, ADAPTER, MODEL, SNAPSHOT, RESULT = "training", "adapter", "model", "snapshot", "result.json"
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterResult:
-    """path: the adapter, a PEFT directory. loss_before, loss_after: mean nats of an assistant's token, on what was held
-    out, else on some rows of the training. seconds: of the steps, over all resumes. trained: numbers of weights."""
+    """path: the adapter, a PEFT directory, or the model's directory. loss_before, loss_after: mean nats of an
+    assistant's token, on what was held out, else on some rows of the training. seconds: of the steps, over all resumes.
+    trained: numbers of weights."""
 
     path: Path
     steps: int
@@ -84,21 +86,52 @@ def train_adapter(
     and what Trainer.fit raises.
     """
     out = Path(out)
-    model, renderer, name = _opened(base, renderer, config)
+    model, renderer, name, _ = opened(base, renderer, small=config.base_memory == "small")
+    adapter: list[Adapter] = []
+
+    def prepare() -> list[Callback]:
+        adapter.append(add_lora_to_top(model, config))
+        if config.snapshot_every is None:
+            return []
+        return [_Snapshot(adapter[0], model, name, out / TRAINING / SNAPSHOT, config.snapshot_every)]
+
+    def write() -> Path:
+        return write_adapter(out / ADAPTER, adapter[0], model, base=name)
+
+    return fit_chats(
+        model, renderer, examples, out, config, prepare, write, callbacks, held_out=held_out, ledger=ledger
+    )
+
+
+def fit_chats(
+    model: Decoder,
+    renderer: ChatRenderer,
+    examples: Sequence[Record],
+    out: Path,
+    config: ChatTrainConfig,
+    prepare: Callable[[], Sequence[Callback]],
+    write: Callable[[], Path],
+    callbacks: Sequence[Callback] = (),
+    *,
+    held_out: Sequence[Record] = (),
+    ledger: Ledger | None = None,
+) -> AdapterResult:
+    """One run of the Trainer over conversations, whatever of the model is trained.
+
+    prepare: says what, by requires_grad, once the examples are known to be there, and may bring callbacks. write:
+    leaves the result after the last step.
+    """
     drops = Drops()
     source = _source(examples, renderer, model, config, drops)
     measured = _source(held_out, renderer, model, config, Drops()) if held_out else source
-    adapter = add_lora_to_top(model, config)
+    brought = prepare()
     losses = _Losses(_some_rows(measured, config))
-    own: list[Callback] = [StepLog(), losses]
-    if config.snapshot_every is not None:
-        own.append(_Snapshot(adapter, model, name, out / TRAINING / SNAPSHOT, config.snapshot_every))
+    objective = NextToken(routed=model.traits.moe is not None)
+    phase = Phase(Neftune(objective, config.neftune) if config.neftune else objective)
     settings = config.trainer(source.steps_per_epoch)
-    phase = Phase(NextToken(routed=model.traits.moe is not None))
-    trainer = Trainer(model, [phase], source, [*own, *callbacks], settings, out / TRAINING, ledger=ledger)
-    done = trainer.fit()
-    path = write_adapter(out / ADAPTER, adapter, model, base=name)
-    counts = trainable(model)
+    own = [StepLog(), losses, *brought, *callbacks]
+    done = Trainer(model, [phase], source, own, settings, out / TRAINING, ledger=ledger).fit()
+    path, counts = write(), trainable(model)
     result = AdapterResult(
         path, done.steps, done.tokens, done.seconds, losses.before, losses.after, drops.kept, counts.trained,
         counts.total, done.resumed_from, done.budget, drops.to_dict(), done.warnings,
@@ -107,27 +140,35 @@ def train_adapter(
     return result
 
 
-def _opened(
-    base: Path | str | Decoder, renderer: ChatRenderer | None, config: AdaptTrainConfig
-) -> tuple[Decoder, ChatRenderer, str]:
-    """Model, renderer, and what the adapter calls its base."""
+class Opened(NamedTuple):
+    """name: what an adapter calls its base. generation: of its generation_config.json."""
+
+    model: Decoder
+    renderer: ChatRenderer
+    name: str
+    generation: dict[str, Any]
+
+
+def opened(base: Path | str | Decoder, renderer: ChatRenderer | None, *, small: bool = False) -> Opened:
+    """The base and the renderer of its chats. small: with the packed weights of a GGUF file or of a quantised directory
+    (QLoRA, with NF4 as in its paper)."""
     if isinstance(base, Decoder):
         if renderer is None:
             raise UsageError("a model needs its renderer", field="renderer", remedy="ChatRenderer(tokenizer)")
-        return base, renderer, base.family or ""
+        return Opened(base, renderer, base.family or "", {})
     from dacheng.formats.model_directory import load_model
+    from dacheng.formats.packed import is_packed
     from dacheng.text import ChatRenderer
 
-    small = config.base_memory == "small"
-    if small and Path(base).suffix != ".gguf":
-        raise UsageError("only a GGUF file has packed weights", field="base_memory", value="small",
-                         remedy='base_memory: fast, or name a .gguf file')  # fmt: skip
+    if small and not is_packed(base):
+        raise UsageError("this base has no packed weights", field="base_memory", value="small",
+                         remedy="base_memory: fast, or a .gguf file, or what dacheng compress made")  # fmt: skip
     loaded = load_model(base, dtype="float32", packed=small)
     if renderer is None:
         if loaded.tokenizer is None:
             raise DachengError("the base has no tokenizer", field="base", value=str(base), remedy="add its files")
         renderer = ChatRenderer(loaded.tokenizer)
-    return loaded.model, renderer, str(base)
+    return Opened(loaded.model, renderer, str(base), loaded.generation)
 
 
 def add_lora_to_top(model: Decoder, config: AdaptTrainConfig) -> Adapter:
@@ -137,7 +178,7 @@ def add_lora_to_top(model: Decoder, config: AdaptTrainConfig) -> Adapter:
     if config.layers is not None and config.layers < depth:
         top = tuple(
             name for name in targeted(model, lora, PeftNames.of(model))
-            if (block := _block(name)) is not None and block >= depth - config.layers
+            if (block := block_of(name)) is not None and block >= depth - config.layers
         )  # fmt: skip
         if not top:
             raise UsageError("no target lies in the top layers", field="layers", value=config.layers,
@@ -148,13 +189,13 @@ def add_lora_to_top(model: Decoder, config: AdaptTrainConfig) -> Adapter:
     return add_lora(model, lora, generator=torch.Generator().manual_seed(derive_seed(config.seed, "init")))
 
 
-def _block(name: str) -> int | None:
+def block_of(name: str) -> int | None:
     parts = name.split(".")
     return int(parts[1]) if parts[0] == "blocks" else None
 
 
 def _source(
-    examples: Sequence[Record], renderer: ChatRenderer, model: Decoder, config: AdaptTrainConfig, drops: Drops
+    examples: Sequence[Record], renderer: ChatRenderer, model: Decoder, config: ChatTrainConfig, drops: Drops
 ) -> TreeSource:
     """A row is a micro-batch: the memory for the backward is one row's."""
     t = model.traits
@@ -162,11 +203,11 @@ def _source(
     share = config.share_beginnings and t.moe is None and not t.ngram_lengths
     return tree_source(
         examples, renderer, context_length=config.row_tokens, batch_rows=config.batch_rows,
-        seed=derive_seed(config.seed, "data"), share=share, drops=drops,
+        seed=derive_seed(config.seed, "data"), share=share, drops=drops, learn=config.learn,
     )  # fmt: skip
 
 
-def _some_rows(source: TreeSource, config: AdaptTrainConfig) -> list[Any]:
+def _some_rows(source: TreeSource, config: ChatTrainConfig) -> list[Any]:
     rows = min(config.held_out_rows, source.packing.rows)
     return [source.rows(np.arange(row, row + 1)) for row in range(rows)]
 

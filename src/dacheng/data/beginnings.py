@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from dacheng.data.batches import PackedSource, TokenBatch
-from dacheng.data.chats import Ids, Mask, rendered_chats, shards_of
+from dacheng.data.chats import Ids, Learn, Mask, rendered_chats, shards_of
 from dacheng.data.packing import pack
 from dacheng.records import Drops, Record
 
@@ -127,8 +127,10 @@ def tree_source(
     seed: int = 0,
     share: bool = True,
     drops: Drops,
+    learn: Learn = "all",
 ) -> TreeSource:
-    """Rows of conversations. share: those that begin alike together. Drops and raises as chat_shards does."""
-    chats = rendered_chats(records, renderer, context_length, drops)
+    """Rows of conversations. share: those that begin alike together. learn: see data.chats.learnt_mask. Drops and
+    raises as chat_shards does."""
+    chats = rendered_chats(records, renderer, context_length, drops, learn)
     found = trees(chats, context_length) if share else [_tree([chat], 0) for chat in chats]
     return TreeSource(found, context_length, batch_rows, seed)

@@ -15,7 +15,7 @@ from dacheng.records import Drops, Record
 if TYPE_CHECKING:
     from dacheng.data.sources import SourceSpec
 
-_MAX_NAMES = 20  # of ignored fields that are counted by name
+MAX_NAMES = 20  # of ignored fields that are counted by name
 _PARQUET_ROWS = 256  # decoded at once
 
 
@@ -125,9 +125,7 @@ def _parse(
     except (ValueError, RecursionError):
         drops.drop("bad_json", size, where)
         return
-    record = to_record(value, where, size, {"path": place.name, "line": number}, spec, drops, ignored)
-    if record is not None:
-        yield record
+    yield from spec.records(value, where, size, {"path": place.name, "line": number}, drops, ignored)
 
 
 def read_json(place: Place, spec: SourceSpec, drops: Drops) -> Iterator[Record]:
@@ -158,9 +156,7 @@ def read_json(place: Place, spec: SourceSpec, drops: Drops) -> Iterator[Record]:
     ignored: Counter[str] = Counter()
     for number, value in enumerate(values, 1):
         where, meta = f"{place.name}:{number}", {"path": place.name, "item": number}
-        record = to_record(value, where, len(json.dumps(value)), meta, spec, drops, ignored)
-        if record is not None:
-            yield record
+        yield from spec.records(value, where, len(json.dumps(value)), meta, drops, ignored)
     _report_ignored(ignored, place, drops)
 
 
@@ -177,7 +173,7 @@ def to_record(
         if not isinstance(messages, list) or not all(isinstance(m, dict) and "role" in m for m in messages):
             drops.drop(f"not_messages:{spec.messages_field}", size, where)
             return None
-        record.messages = json.loads(_encodable(json.dumps(messages, ensure_ascii=False), where, drops))
+        record.messages = json.loads(encodable(json.dumps(messages, ensure_ascii=False), where, drops))
     elif value.get(spec.text_field) is None:
         drops.drop(f"missing_field:{spec.messages_field or spec.text_field}", size, where)
         return None
@@ -185,7 +181,7 @@ def to_record(
         drops.drop(f"field_not_text:{spec.text_field}", size, where)
         return None
     else:
-        record.text = _encodable(value[spec.text_field], where, drops)
+        record.text = encodable(value[spec.text_field], where, drops)
     if spec.id_field is not None and value.get(spec.id_field) is not None:
         record.id = str(value[spec.id_field])
     if spec.label_field is not None:
@@ -198,11 +194,11 @@ def to_record(
         if name in spec.keep_fields:
             record.meta[name] = value[name]
         elif name not in (used, spec.id_field, spec.label_field):
-            ignored[name if name in ignored or len(ignored) < _MAX_NAMES else "(others)"] += 1
+            ignored[name if name in ignored or len(ignored) < MAX_NAMES else "(others)"] += 1
     return record
 
 
-def _encodable(text: str, where: str, drops: Drops) -> str:
+def encodable(text: str, where: str, drops: Drops) -> str:
     r"""JSON may spell half a surrogate pair ("\ud83d"), which is no character: nothing could write it again."""
     try:
         text.encode("utf-8")
@@ -225,14 +221,14 @@ def read_parquet(place: Place, spec: SourceSpec, drops: Drops) -> Iterator[Recor
         import pyarrow.parquet as pq
     except ImportError:
         raise MissingExtra("pyarrow", "data") from None
-    wanted = {spec.text_field, spec.messages_field, spec.id_field, spec.label_field, *spec.keep_fields}
+    wanted = spec.columns()
     ignored: Counter[str] = Counter()
     number = 0
     try:
         file = pq.ParquetFile(place.raw)
         names = file.schema_arrow.names
         content = spec.messages_field or spec.text_field
-        if content not in names:
+        if wanted is not None and content not in names:
             raise DachengError(
                 "the parquet file has no such column",
                 field="source.messages_field" if spec.messages_field else "source.text_field",
@@ -240,12 +236,13 @@ def read_parquet(place: Place, spec: SourceSpec, drops: Drops) -> Iterator[Recor
                 remedy=f"{place.name} has: {', '.join(names[:30])}",
             )
         for name in names:
-            if name not in wanted:
+            if wanted is not None and name not in wanted:
                 ignored[name] = file.metadata.num_rows
-        for batch in file.iter_batches(_PARQUET_ROWS, columns=[name for name in names if name in wanted]):
+        for batch in file.iter_batches(_PARQUET_ROWS, columns=[n for n in names if wanted is None or n in wanted]):
             for row in _rows(batch, pa):
                 number += 1
-                yield from _row_record(row, f"{place.name}:{number}", number, place, spec, drops)
+                unnamed = Counter[str]() if wanted is not None else ignored
+                yield from _row_record(row, f"{place.name}:{number}", number, place, spec, drops, unnamed)
     except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
         raise DamagedFile(
             f"the parquet file cannot be read: {error}",
@@ -257,7 +254,7 @@ def read_parquet(place: Place, spec: SourceSpec, drops: Drops) -> Iterator[Recor
 
 
 def _row_record(
-    row: dict[str, Any], where: str, number: int, place: Place, spec: SourceSpec, drops: Drops
+    row: dict[str, Any], where: str, number: int, place: Place, spec: SourceSpec, drops: Drops, ignored: Counter[str]
 ) -> Iterator[Record]:
     size = sum(len(value) for value in row.values() if isinstance(value, bytes))
     for name, value in row.items():
@@ -266,9 +263,7 @@ def _row_record(
             if text is None:
                 return
             row[name] = text
-    record = to_record(row, where, size, {"path": place.name, "row": number}, spec, drops, Counter())
-    if record is not None:
-        yield record
+    yield from spec.records(row, where, size, {"path": place.name, "row": number}, drops, ignored)
 
 
 def _rows(batch: Any, pa: Any) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import hashlib
 import warnings
+from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any, BinaryIO, Literal
 from dacheng import recipes
 from dacheng.data.files import sha256_file
 from dacheng.data.folders import files_of_kind, inner_suffix, python_stdlib, walk
-from dacheng.data.readers import Place, read_json, read_jsonl, read_parquet, read_text
+from dacheng.data.readers import Place, read_json, read_jsonl, read_parquet, read_text, to_record
 from dacheng.errors import DachengError, DamagedFile, UsageError
 from dacheng.records import Drops, Record
 
@@ -72,6 +73,18 @@ class SourceSpec:
             raise UsageError(
                 "must be positive", field="max_document_bytes", value=self.max_document_bytes, remedy="say 33554432"
             )
+
+    def records(
+        self, value: Any, where: str, size: int, meta: dict[str, Any], drops: Drops, ignored: Counter[str]
+    ) -> Iterator[Record]:
+        """The records that a JSON object or a parquet row says: one here; a subclass may read other layouts."""
+        record = to_record(value, where, size, meta, self, drops, ignored)
+        if record is not None:
+            yield record
+
+    def columns(self) -> set[str | None] | None:
+        """The parquet columns that are read; None for all."""
+        return {self.text_field, self.messages_field, self.id_field, self.label_field, *self.keep_fields}
 
 
 AnySpec = SourceSpec | str | Path | Mapping[str, Any]

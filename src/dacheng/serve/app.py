@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -33,6 +33,9 @@ from dacheng.serve.metrics import Metrics
 from dacheng.serve.page import page_routes
 from dacheng.serve.run_page import ShownRun, run_handlers
 from dacheng.serve.served_model import Models
+
+if TYPE_CHECKING:
+    from dacheng.align.labelling.session import Session
 
 POST = {
     "/v1/chat/completions": openai_chat.chat_completions,
@@ -63,11 +66,12 @@ def make_app(
     hosts: Collection[str] | None = None,
     drain_s: float = 30.0,
     run: ShownRun | None = None,
+    label: Session | None = None,
 ) -> Gateway:
     """The server as an ASGI application, which starts and stops the engines of `models` (lifespan).
 
     hosts: names that a Host header may have; None for any. drain_s: how long stopping waits for what is running.
-    run: shown at /run (see run_page).
+    run: shown at /run (see run_page). label: pairs that are labelled at /label (see label_page).
     """
     limits, metrics = limits or Limits(), Metrics(models)
 
@@ -86,11 +90,19 @@ def make_app(
     if models.adapters_dir is not None:
         for path, work in adapters.ROUTES.items():
             routes.append(Route(path, endpoint(work, models, limits, metrics), methods=["POST"]))
-    if run is not None:
-        for method, path, answer in run_handlers(run):
-            routes.append(Route(path, endpoint(answer, models, limits, metrics), methods=[method]))
+    shown = [] if run is None else run_handlers(run)
+    if label is not None:
+        from dacheng.serve.label_page import label_handlers
+
+        shown = [*shown, *label_handlers(label)]
+    for method, path, answer in shown:
+        routes.append(Route(path, endpoint(answer, models, limits, metrics), methods=[method]))
     handlers: Any = {HTTPException: _refused}
-    app = Starlette(routes=[*routes, *page_routes(run is not None)], exception_handlers=handlers, lifespan=lifespan)
+    app = Starlette(
+        routes=[*routes, *page_routes(run is not None, label is not None)],
+        exception_handlers=handlers,
+        lifespan=lifespan,
+    )
     app.router.redirect_slashes = False
     return Gateway(app, keys or Keys(), hosts)
 

@@ -16,11 +16,11 @@ from starlette.datastructures import Headers, MutableHeaders
 from dacheng.serve.api_error import APIError
 from dacheng.serve.exchange import JSON
 from dacheng.serve.keys import Keys
-from dacheng.serve.page import PAGE_PATHS, RUN_PATHS
+from dacheng.serve.page import LABEL_PATHS, PAGE_PATHS, RUN_PATHS
 
 access_log = logging.getLogger("dacheng.access")
 
-OPEN_PATHS = ("/health", *PAGE_PATHS, *RUN_PATHS)
+OPEN_PATHS = ("/health", *PAGE_PATHS, *RUN_PATHS, *LABEL_PATHS)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",

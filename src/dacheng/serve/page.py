@@ -1,4 +1,4 @@
-"""The chat page, and that of a run: static files that ask nothing of anyone but this server."""
+"""The chat page, that of a run, and the one for labelling: static files that ask nothing of anyone but this server."""
 
 from __future__ import annotations
 
@@ -24,12 +24,21 @@ _RUN_FILES = {
     "/run.css": ("run.css", "text/css"),
     **{f"/{name}": (name, "text/javascript") for name in ("run.js", "run_chat.js", "run_texts.js", "run_view.js")},
 }
-PAGE_PATHS, RUN_PATHS = tuple(_FILES), tuple(_RUN_FILES)  # without a key: what the pages ask for needs it
+_LABEL_FILES = {
+    "/label": ("label.html", "text/html"),
+    "/label.css": ("label.css", "text/css"),
+    **{f"/{name}": (name, "text/javascript") for name in ("label.js", "label_texts.js")},
+}
+PAGE_PATHS, RUN_PATHS, LABEL_PATHS = (
+    tuple(_FILES),
+    tuple(_RUN_FILES),
+    tuple(_LABEL_FILES),
+)  # without a key: what the pages ask for needs it
 
 
-def page_routes(run: bool = False) -> list[Route]:
-    """run: the page of a run as well."""
-    found = _FILES | _RUN_FILES if run else _FILES
+def page_routes(run: bool = False, label: bool = False) -> list[Route]:
+    """run: the page of a run as well. label: the page for labelling as well."""
+    found = _FILES | (_RUN_FILES if run else {}) | (_LABEL_FILES if label else {})
     return [Route(path, _static(name, kind), methods=["GET"]) for path, (name, kind) in found.items()]
 
 

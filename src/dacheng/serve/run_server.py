@@ -56,14 +56,14 @@ def serve_run(run: Run, parts: Parts, room: ModelRoom | None, port: int = 8000, 
     if room is not None:
         room.on_adapter = lambda name, path: _take_adapter(models, served[0], name, path)
     logging.getLogger("dacheng.access").setLevel(logging.WARNING)
-    listener = _listen(port)
+    listener = listen(port)
     server = make_server(make_app(models, hosts=(HOST, "localhost"), drain_s=drain_s, run=shown), drain_s=drain_s)
     server.quiet = True
     thread = LoopThread() if room is None else room.thread
     serving = thread.start(server.serve(sockets=[listener]))
     try:
         while not server.started and not serving.done():
-            _short_wait(serving)
+            short_wait(serving)
         if serving.done():
             serving.result()
             raise UsageError("the page could not be served", field="--port", value=port, remedy="--no-web")
@@ -78,14 +78,14 @@ def serve_run(run: Run, parts: Parts, room: ModelRoom | None, port: int = 8000, 
             thread.close()
 
 
-def _short_wait(serving: Any) -> None:
+def short_wait(serving: Any) -> None:
     from concurrent.futures import TimeoutError
 
     with contextlib.suppress(TimeoutError):
         serving.exception(0.02)
 
 
-def _listen(port: int) -> socket.socket:
+def listen(port: int) -> socket.socket:
     try:
         return bind(HOST, port)
     except UsageError:

@@ -79,7 +79,7 @@ def group_of(name: str, parameter: Tensor) -> str:
     if parameter.ndim < 2:
         return "scalar"
     parts = name.split(".")
-    if "lm_head" in parts:
+    if "lm_head" in parts or "classifier" in parts:
         return "head"
     if any(part == "embed" or part.endswith(("embeddings", "embedding")) for part in parts):
         return "embedding"
