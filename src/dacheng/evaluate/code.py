@@ -107,17 +107,36 @@ def kept_share(prompt: str, completion: str) -> float:
 def make_prompts(
     texts: Iterable[str], n: int, seed: int, accept: Callable[[str], bool] = lambda prompt: True
 ) -> list[str]:
-    """n different function headers from source files: the `def` and its docstring, or the `def` and a first statement.
+    """n of the `headers` of source files. The draw is a function of texts, n and seed. Raises UsageError where there
+    are fewer than n."""
+    files = 0
+
+    def counted() -> Iterable[str]:
+        nonlocal files
+        for text in texts:
+            files += 1
+            yield text
+
+    found = headers(counted(), accept)
+    if len(found) < n:
+        raise UsageError(
+            f"{files} texts have {len(found)} different function headers",
+            field="n",
+            value=n,
+            remedy=f"ask for {len(found)} at most, or give more texts",
+        )
+    return random.Random(seed).sample(found, n)
+
+
+def headers(texts: Iterable[str], accept: Callable[[str], bool] = lambda prompt: True) -> list[str]:
+    """Different function headers from source files: the `def` and its docstring, or the `def` and a first statement.
 
     Only functions at a file's top level with more in them than that, whose first statement is a simple one; each prompt
-    ends a line and parses by itself. Files that don't parse have none. The draw is a function of texts, n and seed.
-    accept: whether a prompt can be used, such as by its length in tokens.
-    Raises UsageError where there are fewer than n.
+    ends a line and parses by itself. Files that don't parse have none. In the order of the texts. accept: whether a
+    prompt can be used, such as by its length in tokens.
     """
     found: dict[str, None] = {}
-    files = 0
     for text in texts:
-        files += 1
         if why_not(text) is not None:
             continue
         with warnings.catch_warnings():
@@ -130,14 +149,7 @@ def make_prompts(
                 prompt = _header(node, lines)
                 if prompt is not None and accept(prompt):
                     found.setdefault(prompt)
-    if len(found) < n:
-        raise UsageError(
-            f"{files} texts have {len(found)} different function headers",
-            field="n",
-            value=n,
-            remedy=f"ask for {len(found)} at most, or give more texts",
-        )
-    return random.Random(seed).sample(list(found), n)
+    return list(found)
 
 
 def _header(node: ast.FunctionDef | ast.AsyncFunctionDef, lines: list[str]) -> str | None:
@@ -148,6 +160,16 @@ def _header(node: ast.FunctionDef | ast.AsyncFunctionDef, lines: list[str]) -> s
         return None
     header = "\n".join(lines[node.lineno - 1 : first.end_lineno]) + "\n"
     return header if why_not(header) is None else None
+
+
+def parses(prompt: str, completion: str) -> bool:
+    """Whether prompt and completion are Python together, and the completion has a code line of its own."""
+    return _why_not_completed(prompt, completion) is None
+
+
+def code_lines(text: str) -> int:
+    """Lines that are neither blank nor a comment alone."""
+    return sum(map(_is_code, text.split("\n")))
 
 
 def _why_not_completed(prompt: str, completion: str) -> str | None:

@@ -29,10 +29,22 @@ _SECTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "eval": ("eval", ("train", "data")),
     "samples": ("sample", ("train", "data")),
     "adapt": ("adapt", ()),
+    "sft": ("sft", ("train",)),
+    "prefer": ("prefer", ("sft",)),
+    "reward": ("reward", ("sft",)),
+    "reinforce": ("reinforce", ("sft", "reward")),
+    "quantize": ("quantize", ("train",)),
+    "prune": ("prune", ("train",)),
+    "merge": ("merge", ("train",)),
+    "classify": ("classify", ()),
+    "distil": ("distil", ("classify",)),
 }
 _ALWAYS = {
     "train": ("data", "tokenizer", "tokens", "train"), "data": ("data",), "tokenizer": ("data", "tokenizer"),
-    "adapt": ("adapt",),
+    "adapt": ("adapt",), "sft": ("sft",),
+    "prefer": ("prefer",), "reward": ("reward",), "reinforce": ("reinforce",),
+    "quantize": ("quantize",), "prune": ("prune",), "merge": ("merge",),
+    "classify": ("classify",), "distil": ("distil",),
 }  # fmt: skip
 _IMPLIED = {"tokens": ("tokenizer",), "plan": ("machine", "tokens", "tokenizer")}
 

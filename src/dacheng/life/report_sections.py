@@ -49,7 +49,9 @@ class Story:
 
 
 def sections(story: Story) -> list[Section]:
-    makers = (_training, _floors, _samples, _plan, _data, _cost, _lineage, _environment)
+    from dacheng.life.report_alignment import alignment
+
+    makers = (_training, _floors, alignment, _samples, _plan, _data, _cost, _lineage, _environment)
     return [section for make in makers for section in make(story)]
 
 
@@ -75,8 +77,8 @@ def duration(seconds: float) -> str:
     )
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a JSONL log; a torn one is passed over, as its writer will have written it again."""
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines with a step of a JSONL log; a torn one is passed over, as its writer will have written it again."""
     found = []
     for line in path.read_bytes().splitlines() if path.exists() else []:
         try:
@@ -96,8 +98,9 @@ def _thin(rows: list[Any], limit: int = _TABLE_ROWS) -> list[Any]:
 
 # --- sections ---------------------------------------------------------------------------------------------------------
 def _training(story: Story) -> Iterator[Section]:
-    for index, (name, model) in enumerate(story.of_kind("model")):
-        log = _read_lines(model.path.parent / "train.jsonl")
+    trained = [(name, made) for name, made in story.of_kind("model") if "alignment" not in made.metrics]
+    for index, (name, model) in enumerate(trained):
+        log = read_lines(model.path.parent / "train.jsonl")
         steps = [row for row in log if isinstance(row.get("loss"), (int, float))]
         evaluations = [row for row in log if "evaluation" in row]
         section = Section(f"Training ({name})")
@@ -178,19 +181,19 @@ def _floors(story: Story) -> Iterator[Section]:
 
 def _parse_table(parse: Mapping[str, Mapping[str, Any]]) -> Table:
     measures = (("parse", "parses whole"), ("parse_trimmed", "parses in part"), ("kept_lines", "lines that parse"))
-    rows = [[who, *(_interval(found, key) for key, _ in measures)] for who, found in parse.items()]
+    rows = [[who, *(interval(found, key) for key, _ in measures)] for who, found in parse.items()]
     count = max(found.get("n", 0) for found in parse.values())
     note = f"completions of {number(count)} function headers from held-out files, read by ast.parse; 95% intervals"
     return Table(["", *(title for _, title in measures)], rows, note)
 
 
-def _interval(found: Mapping[str, Any], key: str) -> str:
+def interval(found: Mapping[str, Any], key: str) -> str:
     if f"{key}_low" not in found:
-        return _percent(found.get(key))
-    return f"{_percent(found[key])} [{100 * found[f'{key}_low']:.1f}, {100 * found[f'{key}_high']:.1f}]"
+        return percent(found.get(key))
+    return f"{percent(found[key])} [{100 * found[f'{key}_low']:.1f}, {100 * found[f'{key}_high']:.1f}]"
 
 
-def _percent(share: float | None) -> str:
+def percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.1f}%"
 
 
