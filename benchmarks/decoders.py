@@ -42,7 +42,8 @@ class Ours:
 
         tied = self.model.traits.tied_head
         kinds = (Packed, PackedEmbedding) if tied else Packed
-        return sum(module.qtensor.nbytes for module in self.model.modules() if isinstance(module, kinds))
+        found = [module for module in self.model.modules() if isinstance(module, kinds)]
+        return sum(module.shape.numel() // module.format.values * module.format.bytes for module in found)
 
     def start(self, batch: int) -> None:
         from dacheng.ops.decoder_step import CacheView

@@ -130,6 +130,7 @@ def _local(model: str, sampling: dict[str, Any], template: str | None) -> Answer
     from dacheng.cli.models import find_model
     from dacheng.engine.engine import Engine
     from dacheng.formats.model_directory import load_model
+    from dacheng.formats.packed import is_packed
     from dacheng.protocols import SamplingParams
     from dacheng.serve.served_model import end_ids
     from dacheng.serve.start import executor_for, need_tokenizer
@@ -137,7 +138,7 @@ def _local(model: str, sampling: dict[str, Any], template: str | None) -> Answer
 
     use_threads()
     path = find_model(model)
-    loaded = load_model(path, dtype="fast", packed=path.suffix == ".gguf")
+    loaded = load_model(path, dtype="fast", packed=is_packed(path))
     tokenizer = need_tokenizer(loaded.tokenizer, path)
     for note in loaded.notes:
         print(note, file=sys.stderr)

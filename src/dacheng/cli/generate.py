@@ -93,10 +93,11 @@ def generate(
     from dacheng.engine.engine import Engine
     from dacheng.formats.draft import load_draft
     from dacheng.formats.model_directory import load_model
+    from dacheng.formats.packed import is_packed
     from dacheng.protocols import SamplingParams
 
     use_threads()
-    loaded = load_model(directory, dtype="fast")
+    loaded = load_model(directory, dtype="fast", packed=directory.is_dir() and is_packed(directory))
     for note in loaded.notes:
         print(note, file=sys.stderr)
     if adapter is not None:

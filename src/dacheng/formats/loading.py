@@ -17,12 +17,15 @@ from dacheng.formats.huggingface.families import family_of_config
 from dacheng.formats.huggingface.family import Layout
 from dacheng.formats.json_files import read_json
 from dacheng.formats.meta import on_meta
+from dacheng.formats.packed import FIELD as QUANTIZATION
+from dacheng.formats.packed import unpacked_tensors
 from dacheng.formats.shards import WEIGHTS, read_weights
 from dacheng.formats.tensors import check_tensors
 from dacheng.machine import capabilities
 from dacheng.models.decoder import Decoder
 from dacheng.models.traits import DecoderTraits
-from dacheng.nn.packed import make_panels_once, pack_weights
+from dacheng.nn.packed import keep_only_panels, make_panels_once, pack_weights
+from dacheng.ops.low_rank import LowRankTensor
 from dacheng.ops.qtensor import QTensor
 from dacheng.text.directory import holds_tokenizer
 
@@ -57,11 +60,13 @@ def load_model(
     """Reads a directory of any family in `huggingface.families`, or a .gguf file, in evaluation mode.
 
     Weights keep their stored dtype unless `dtype` is given ("fast": float32 where this CPU would only emulate a smaller
-    one, fifty times slower); those in GGUF's blocks become float32, or with `packed` stay as they are where the family
-    allows it (a note says where not). `weights_memory` of packed ones: "fast" keeps the file's pages beside the copy in
-    the order of the kernels; "small" makes that copy at once and gives the pages back, so that each weight is there
-    once (an embedding's rows, and whatever asks for the blocks, come from the file again). On the CPU, uncast weights
-    stay mapped: the model takes no more memory than its file, and several processes share it. `check_hash` compares the
+    one, fifty times slower); those in GGUF's blocks, or quantised (dacheng.formats.packed), become float32, or with
+    `packed` stay as they are where the family allows it (a note says where not). `weights_memory` of packed ones:
+    "fast" keeps the file's pages beside the copy in the order of the kernels; "small" makes that copy at once and gives
+    the pages back, so that each weight is there once (an embedding's rows, and whatever asks for the blocks, come from
+    the file again); of a quantised directory's, which are no pages of a file, it keeps that copy alone. On the CPU,
+    uncast weights stay mapped: the model takes no more memory than its file, and several processes share it.
+    `check_hash` compares the
     weights with the hash in dacheng.json, where there is one (about a second for half a gigabyte). Raises DamagedFile
     on damaged files and DachengError naming the field or the tensor, what was expected and what was found.
     """
@@ -73,15 +78,23 @@ def load_model(
         return _load_gguf(Path(path), chosen, torch.device(device), packed, weights_memory == "small")
     directory = existing_directory(path)
     config = read_json(directory / CONFIG)
+    quantization = config.pop(QUANTIZATION, None)
     family = family_of_config(config, directory / CONFIG)
     traits, notes = family.read(config, directory / CONFIG)
     provenance = origin.read(directory)
     if check_hash:
         origin.check_weights(directory, provenance)
-    if packed:
-        notes.append(f"{directory} has no packed weights: they are loaded as floats")
-    found: dict[str, Tensor | QTensor] = dict(family.stored_tensors(read_weights(directory), traits))
+    if quantization is None:
+        if packed:
+            notes.append(f"{directory} has no packed weights: they are loaded as floats")
+        found: dict[str, Tensor | QTensor | LowRankTensor] = dict(
+            family.stored_tensors(read_weights(directory), traits)
+        )
+    else:
+        found = unpacked_tensors(read_weights(directory), quantization, family, packed, directory, notes)
     model: Decoder = assembled(found, family, traits, chosen, torch.device(device), str(directory), notes)
+    if quantization is not None and packed and weights_memory == "small":
+        keep_only_panels(model)
     tokenizer = load_tokenizer(directory) if holds_tokenizer(directory) else None
     _note_tokenizer(tokenizer, traits, str(directory), notes)
     return LoadedModel(model, tokenizer, provenance, _read_generation(directory, config), notes)
@@ -164,7 +177,7 @@ def without_memory(family: Layout, traits: Any) -> Any:
 
 
 def assembled(
-    found: dict[str, Tensor | QTensor],
+    found: dict[str, Any],
     family: Layout,
     traits: Any,
     dtype: torch.dtype | None,

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from dacheng.errors import DachengError
 from dacheng.formats import provenance as origin
 from dacheng.formats.atomic import replacing_directory
 from dacheng.formats.dtypes import as_dtype, dtype_name
 from dacheng.formats.huggingface.families import family_of_traits
+from dacheng.formats.huggingface.family import Layout
 from dacheng.formats.json_files import write_json
 from dacheng.formats.loading import (
     CONFIG,
@@ -27,6 +29,9 @@ from dacheng.formats.loading import (
     load_tokenizer,
     without_memory,
 )
+from dacheng.formats.packed import FIELD as QUANTIZATION
+from dacheng.formats.packed import Stored, packed_tensors
+from dacheng.formats.safetensors_io import refuse_overflow
 from dacheng.formats.shards import write_weights
 from dacheng.formats.tensors import check_tensors
 from dacheng.models.decoder import Decoder
@@ -54,6 +59,9 @@ def save_model(
     provenance: Mapping[str, Any] | None = None,
     dtype: str | torch.dtype | None = None,
     max_shard_bytes: int | None = None,
+    packed: Mapping[str, Stored] | None = None,
+    layout: str = "dacheng",
+    quantization: Mapping[str, Any] | None = None,
 ) -> Path:
     """Writes the whole directory beside its place and puts it there in one step; returns its path.
 
@@ -62,6 +70,8 @@ def save_model(
     generation_config.json, the tokenizer's special ids with it. `provenance` (parent, recipe, data, metrics, ledger:
     see dacheng.formats.provenance) goes into dacheng.json. `dtype` casts the weights; None stores them as they are.
     max_shard_bytes: weights that take more go into several files with an index; None puts them into one.
+    packed: by the model's names ("blocks.0.mlp.up.weight"), what stands in the place of these matrices, in the `layout`
+    of dacheng.formats.packed; quantization: what the config should say of it besides.
     Files in an existing directory that are no part of a model stay. Raises DachengError when something cannot be
     stored, and leaves an existing directory as it was.
     """
@@ -86,6 +96,11 @@ def save_model(
     try:
         with replacing_directory(directory) as staging:
             tensors = family.export_tensors(state, traits)
+            if packed:
+                stored_as = {family_name(family, name): value for name, value in packed.items()}
+                tensors = {name: _kept(name, value, dtype) for name, value in tensors.items()}
+                tensors, config[QUANTIZATION] = packed_tensors(tensors, stored_as, layout, quantization or {})
+                dtype = None  # scales and codes are what they are
             digest, size = write_weights(staging, tensors, dtype=dtype, max_shard_bytes=max_shard_bytes)
             write_json(staging / CONFIG, config)
             write_json(
@@ -114,6 +129,26 @@ def _special_ids(tokenizer: Tokenizer | None) -> dict[str, int | None]:
         "eos_token_id": None if tokenizer is None else tokenizer.eos_id,
         "pad_token_id": None if tokenizer is None else tokenizer.pad_id,
     }
+
+
+def _kept(name: str, value: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """What stays floats beside packed matrices: vectors, which weigh nothing, lose nothing."""
+    if dtype is None or value.ndim < 2 or not value.is_floating_point():
+        return value
+    refuse_overflow(name, value.detach(), dtype)
+    return value.to(dtype)
+
+
+def family_name(family: Layout, name: str) -> str:
+    """What the family calls a matrix that it stores by itself. Raises DachengError where it fuses, stacks or transposes
+    them."""
+    found = family.names.theirs(name) if type(family).export_tensors is Layout.export_tensors else None
+    if found is None:
+        raise DachengError(
+            f"{family.model_type} does not store this matrix by itself", field=name, value=family.model_type,
+            remedy="write it as GGUF, or keep this model's floats",
+        )  # fmt: skip
+    return found
 
 
 def keep_others(old: Path, staging: Path) -> None:

@@ -157,12 +157,12 @@ def _stored_bytes(tensor: Tensor, dtype: torch.dtype | None) -> int:
 def _bytes(name: str, tensor: Tensor, dtype: torch.dtype | None) -> memoryview:
     stored = tensor.detach()
     if dtype is not None and tensor.is_floating_point() and tensor.dtype != dtype:
-        _refuse_overflow(name, stored, dtype)
+        refuse_overflow(name, stored, dtype)
         stored = stored.to(dtype)
     return stored.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
-def _refuse_overflow(name: str, tensor: Tensor, dtype: torch.dtype) -> None:
+def refuse_overflow(name: str, tensor: Tensor, dtype: torch.dtype) -> None:
     """A finite value must not become infinite by being stored."""
     if tensor.numel() == 0:
         return

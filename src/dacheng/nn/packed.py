@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from dacheng.errors import DachengError
+from dacheng.nn.factored import factor_module
+from dacheng.ops.low_rank import LowRankTensor
 from dacheng.ops.packed_linear import PanelMatrix, make_panels, note_fallback, packed_linear, why_no_kernel
 from dacheng.ops.qtensor import QTensor
 
@@ -37,14 +39,21 @@ class _Holder(nn.Module):
         self.register_buffer("packed", weight.data)
         self.register_buffer("order", weight.order, persistent=False)
         self._panels: tuple[object, Tensor] | None = None  # made when first used, and of which bytes
+        self._dropped = False
 
     @property
     def qtensor(self) -> QTensor:
+        """Raises DachengError where only the kernel's copy was kept."""
+        if self._dropped:
+            raise DachengError(
+                "of this matrix only the kernels' copy is in memory", field="weights_memory", value="small",
+                remedy="load it with weights_memory fast",
+            )  # fmt: skip
         return QTensor(self.format, self.shape, self.packed, self.order)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self.order is not None:
+        if self.order is not None or self._dropped:
             destination[f"{prefix}packed"] = self.qtensor.blocks()
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
@@ -56,11 +65,19 @@ class _Holder(nn.Module):
     @property
     def panels(self) -> Tensor:
         """The weights in the kernel's order: a second copy, kept for as long as the bytes stay the same."""
+        if self._dropped and self._panels is not None:
+            return self._panels[1]
         version = None if self.packed.is_inference() else self.packed._version
         source = (self.packed.data_ptr(), version)
         if self._panels is None or self._panels[0] != source:
             self._panels = (source, make_panels(self.qtensor))
         return self._panels[1]
+
+    def drop_blocks(self) -> None:
+        """Keeps the kernels' copy alone: where the blocks are no pages of a file, which the system could take back.
+        What then asks for the numbers themselves is refused."""
+        self.panels  # noqa: B018 (made now)
+        self.packed, self.order, self._dropped = self.packed.new_empty(0, 0), None, True
 
     def matrix(self, bias: Tensor | None = None) -> PanelMatrix:
         """For kernels that multiply with several matrices in one call; only where `why_exact` has nothing to say."""
@@ -151,6 +168,13 @@ def make_panels_once(model: nn.Module, tied: bool) -> Iterator[str]:
             yield name
 
 
+def keep_only_panels(model: nn.Module) -> None:
+    """Drops the blocks of every Packed that a kernel multiplies with (an embedding's rows are looked up in its)."""
+    for module in model.modules():
+        if isinstance(module, Packed) and not module.why_exact(torch.empty(0)):
+            module.drop_blocks()
+
+
 def use_exact(model: nn.Module, exact: bool = True) -> None:
     """Whether the packed modules of a model may use kernels that round their input: for comparisons."""
     for module in model.modules():
@@ -185,8 +209,9 @@ def pack_module(model: nn.Module, name: str, weight: QTensor) -> nn.Module:
     return new
 
 
-def pack_weights(model: nn.Module, state: Mapping[str, Tensor | QTensor]) -> dict[str, Tensor]:
-    """Packs the module of each QTensor in `state` ("blocks.0.attention.q.weight"). Returns the state that the model
+def pack_weights(model: nn.Module, state: Mapping[str, Tensor | QTensor | LowRankTensor]) -> dict[str, Tensor]:
+    """Packs the module of each QTensor in `state` ("blocks.0.attention.q.weight"), and factors that of each
+    LowRankTensor. Returns the state that the model
     then asks for, bytes included: `model.load_state_dict(pack_weights(model, state), assign=True)` is strict, and
     works on a model without memory."""
     plain: dict[str, Tensor] = {}
@@ -195,6 +220,10 @@ def pack_weights(model: nn.Module, state: Mapping[str, Tensor | QTensor]) -> dic
             module = name.removesuffix(".weight")
             pack_module(model, module, value)
             plain[f"{module}.packed"] = value.data
+        elif isinstance(value, LowRankTensor):
+            module = name.removesuffix(".weight")
+            factor_module(model, module, value)
+            plain |= {f"{module}.a": value.a, f"{module}.b": value.b}
         else:
             plain[name] = value
     return plain

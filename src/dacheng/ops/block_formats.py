@@ -65,6 +65,7 @@ FORMATS: dict[str, BlockFormat] = {
         BlockFormat("MXFP4", 39, 32, 17),
     )
 }
+NF4 = BlockFormat("NF4", -1, 64, 36)  # ours, in no GGUF file: float32 absmax, then codes (dacheng.ops.nf4)
 BY_ID: dict[int, BlockFormat] = {f.id: f for f in FORMATS.values()}
 
 # Types that ggml has and this package does not, so that a file with them is not called damaged.

@@ -21,6 +21,12 @@ _CHUNK = 31 * 2**10
 _IQ4_LEVELS = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 _MXFP4_LEVELS = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)  # e2m1, doubled
 
+NF4_LEVELS = (
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+)  # fmt: skip
+
 
 def dequantize(raw: Tensor, format: str | BlockFormat, dtype: torch.dtype = torch.float32) -> Tensor:
     """raw (..., bytes) uint8, whole blocks in the last dimension -> values (..., width) of `dtype`.
@@ -150,7 +156,7 @@ def _q6_k(b: Tensor) -> Tensor:
     return (scale * _signed(quants, 32).reshape(-1, 16, 16)).reshape(-1, 256)
 
 
-def _levels(fields: Tensor, levels: tuple[int, ...]) -> Tensor:
+def _levels(fields: Tensor, levels: tuple[float, ...]) -> Tensor:
     return torch.tensor(levels, dtype=torch.float32, device=fields.device)[fields.int()]
 
 
@@ -170,7 +176,14 @@ def _mxfp4(b: Tensor) -> Tensor:
     return bits.view(torch.float32) * _levels(_fields(b[:, 1:], 4, 16), _MXFP4_LEVELS)
 
 
+def _nf4(b: Tensor) -> Tensor:
+    absmax = b[:, :4].clone(memory_format=torch.contiguous_format).view(torch.float32)
+    codes = torch.stack([b[:, 4:] >> 4, b[:, 4:] & 15], dim=2).reshape(-1, 64)  # the first value in the high half
+    return _levels(codes, NF4_LEVELS) * absmax
+
+
 _EXPAND: dict[str, Callable[[Tensor], Tensor]] = {
     "Q4_0": _q4_0, "Q4_1": _q4_1, "Q5_0": _q5_0, "Q5_1": _q5_1, "Q8_0": _q8_0, "Q2_K": _q2_k, "Q3_K": _q3_k,
     "Q4_K": _q4_k, "Q5_K": _q5_k, "Q6_K": _q6_k, "IQ4_NL": _iq4_nl, "IQ4_XS": _iq4_xs, "MXFP4": _mxfp4,
+    "NF4": _nf4,
 }  # fmt: skip

@@ -31,10 +31,11 @@ def weight_bytes(path: Path, packed: bool, *, weights_memory: str = "small", wid
 
     entries = [entry for file in weight_files(path) for entry in read_header(path / file).tensors.values()]
     floats = ("BF16", "F16", "F64")
-    return sum(
+    total = sum(
         math.prod(entry.shape) * (4 if widened and entry.dtype in floats else ITEM_BYTES[entry.dtype])
         for entry in entries
     )
+    return total * 2 if packed and weights_memory == "fast" else total
 
 
 def check_weights(weights: int, available: int) -> None:

@@ -82,16 +82,18 @@ def _weights(path: Path, options: EngineOptions) -> int:
     import torch
 
     from dacheng.formats.loading import fast_dtype
+    from dacheng.formats.packed import is_packed
 
     widened = fast_dtype(torch.device("cpu")) == torch.float32
-    packed = options.packed and path.suffix == ".gguf"
+    packed = options.packed and is_packed(path)
     return weight_bytes(path, packed, weights_memory=options.weights_memory, widened=widened)
 
 
 def _load(path: Path, options: EngineOptions) -> LoadedModel:
     from dacheng.formats.model_directory import load_model
+    from dacheng.formats.packed import is_packed
 
-    packed = options.packed and path.suffix == ".gguf"
+    packed = options.packed and is_packed(path)
     loaded = load_model(path, dtype="fast", packed=packed, weights_memory=options.weights_memory)
     need_tokenizer(loaded.tokenizer, path)
     return loaded

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+import torch
 from torch import Tensor
 
 from dacheng.errors import DachengError
@@ -42,6 +43,7 @@ class _Planned:
     format: BlockFormat
     shape: tuple[int, ...]
     value: Value
+    kept: bool = False  # its bytes are those of `value`
 
     @property
     def size(self) -> int:
@@ -57,12 +59,14 @@ def write_gguf(
     format: str = "q8_0",
     *,
     name: str | None = None,
+    keep_blocks: bool = False,
 ) -> list[str]:
     """Writes the file beside `path`, then renames. Returns notes on what is not stored as asked.
 
     config: as config.json says it; tensors: under the names of that family, of any float dtype, or packed. tokenizer:
     ours, or its keys already. format: of matrices; vectors are float32, and with q4_* a head (or the embedding that is
-    one) is Q8_0, which llama.cpp's own quantiser does likewise. One tensor is in memory at a time.
+    one) is Q8_0, which llama.cpp's own quantiser does likewise. One tensor is in memory at a time. keep_blocks: packed
+    tensors are written with the bytes that they have, and other matrices as F16.
 
     At the end the file is read again, and must give the same traits. Raises DachengError for a family that is not
     written, for what would be lost, for values that do not fit, and when the disk is too full.
@@ -73,7 +77,7 @@ def write_gguf(
             "this is not written to GGUF", field="format", value=format, remedy="one of " + ", ".join(_FILE_TYPES)
         )
     architecture = architecture_for(config)
-    planned, notes = _plan(architecture, config, tensors, format)
+    planned, notes = _plan(architecture, config, tensors, format, keep_blocks)
     metadata = _metadata(architecture, config, format, name)
     metadata |= _vocabulary(tokenizer, chat_template, config, notes)
     layout, offset = [], 0
@@ -93,7 +97,7 @@ def write_gguf(
 
 # --- what goes in -----------------------------------------------------------------------------------------------------
 def _plan(
-    architecture: Architecture, config: Mapping[str, Any], tensors: Mapping[str, Value], format: str
+    architecture: Architecture, config: Mapping[str, Any], tensors: Mapping[str, Value], format: str, keep: bool = False
 ) -> tuple[list[_Planned], list[str]]:
     planned, uneven, notes = [], [], []
     for source, value in tensors.items():
@@ -108,6 +112,10 @@ def _plan(
                 "the config ties the head to the embedding, and there is a head", field=source,
                 value=list(value.shape), remedy="leave it out, or set tie_word_embeddings to false",
             )  # fmt: skip
+        if keep:
+            packed = value.format if isinstance(value, QTensor) else FORMATS["F32" if value.ndim < 2 else "F16"]
+            planned.append(_Planned(name, source, packed, tuple(value.shape), value, isinstance(value, QTensor)))
+            continue
         chosen = _format_of(name, value, format, bool(config.get("tie_word_embeddings")))
         if value.shape[-1] % chosen.values:
             uneven.append(name)
@@ -119,7 +127,7 @@ def _plan(
         planned.append(_Planned(FREQS, "", FORMATS["F32"], tuple(factors.shape), factors))
     if uneven:
         notes.append(f"{len(uneven)} matrices are F16: their rows are no multiple of 32 ({uneven[0]} is one)")
-    if format.startswith("q4"):
+    if format.startswith("q4") and not keep:
         notes.append("the head is Q8_0: it suffers most from four bits")
     return planned, notes
 
@@ -179,6 +187,12 @@ def _vocabulary(
 
 # --- bytes ------------------------------------------------------------------------------------------------------------
 def _write_tensor(file: BinaryIO, item: _Planned, architecture: Architecture, config: Mapping[str, Any]) -> None:
+    if item.kept:
+        assert isinstance(item.value, QTensor)
+        data = _kept_blocks(item.value, item.source, architecture, config)
+        file.write(data.numpy().data)
+        file.write(b"\0" * padding(data.numel()))
+        return
     value = item.value.dequantize() if isinstance(item.value, QTensor) else item.value.detach().cpu()
     if item.source:
         value = architecture.export(item.source, value, config)
@@ -186,6 +200,18 @@ def _write_tensor(file: BinaryIO, item: _Planned, architecture: Architecture, co
     data = quantize(value, item.format).contiguous().reshape(-1)
     file.write(data.numpy().data)
     file.write(b"\0" * padding(data.numel()))
+
+
+def _kept_blocks(value: QTensor, source: str, architecture: Architecture, config: Mapping[str, Any]) -> Tensor:
+    """The bytes, rows in the order that llama.cpp wants them. Raises DachengError where it wants more than an order."""
+    rows = torch.arange(value.shape[0]).unsqueeze(1)
+    order = architecture.export(source, rows, config)
+    if order.shape != rows.shape or not torch.equal(order.sort(0).values, rows):
+        raise DachengError(
+            f"GGUF's {architecture.name} changes the values of this matrix", field=source, value=list(value.shape),
+            remedy="export the floats",
+        )  # fmt: skip
+    return value.select_rows(order.squeeze(1)).blocks().contiguous().reshape(-1)
 
 
 def _refuse_unfit(item: _Planned, value: Tensor) -> None:
