@@ -60,15 +60,6 @@ def test_what_is_too_long_is_cut_and_counted():
     assert LocalEncoder(load_encoder(BERT), "tiny", longest=99).longest == 40  # no more than it has positions
 
 
-def test_batches_are_bounded_and_whole(monkeypatch):
-    monkeypatch.setattr(dense, "BATCH_TOKENS", 20)
-    lengths = [1, 1, 2, 5, 5, 5, 5, 7, 30, 30]
-    found = list(dense._batches(lengths))
-    assert [i for batch in found for i in batch] == list(range(10))
-    assert all(lengths[batch[-1]] * len(batch) <= 20 or len(batch) == 1 for batch in found)
-    assert list(dense._batches([])) == []
-
-
 def test_a_store_is_encoded_once_and_then_only_what_is_new(store, encoder, tmp_path, monkeypatch):
     monkeypatch.setattr(dense, "_SLICE", 2)
     seen: list[int] = []
@@ -124,3 +115,26 @@ def test_minilm_is_found_without_importing_its_package(monkeypatch):
         ["How do I delete a directory tree?", "Recursively remove a folder.", "The cat sat on the mat."]
     )
     assert one @ same > 0.5 > one @ other + 0.2
+
+
+def test_vectors_of_beginnings_have_a_name_of_their_own(tmp_path):
+    from dacheng.rag.dense import complete_encoder
+
+    encoder = find_encoder()
+    if encoder is None:
+        pytest.skip("no encoder is installed")
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "a.md").write_text("# Foxes\n\n" + "The quick fox hunts at night in the old forest. " * 20)
+    with PassageStore.open(tmp_path / "a.db", create=True) as store:
+        store.sync(tmp_path / "docs")
+        short = encoder.of_beginnings(8)
+        assert short.name == f"{encoder.name}@8" and short.longest == 8 < encoder.longest
+        assert complete_encoder(store, encoder) is None
+        of_64 = encoder.of_beginnings(64)
+        encode_store(store, of_64)
+        found = complete_encoder(store, encoder)
+        assert found is not None and found.name == of_64.name
+        encode_store(store, encoder)
+        assert complete_encoder(store, encoder) is encoder
+    same = "Foxes\nThe quick"
+    assert torch.allclose(short.encode([same + " fox " * 50]), short.encode([same + " fox " * 90]))

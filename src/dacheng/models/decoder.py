@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -102,6 +103,16 @@ def _attention(t: DecoderTraits, index: int) -> Attention | LatentAttention:
     )
 
 
+class Stream(NamedTuple):
+    """One forward between its blocks: the embedded tokens x0 (B, T, D), and what is the same in every block."""
+
+    x0: Tensor
+    tokens: Tensor
+    context: Context
+    rotations: Rotations
+    ngrams: list[Tensor]
+
+
 class Decoder(nn.Module):
     """model(tokens (B, T), positions (B, T), context) -> hidden (B, T, D); model.head(hidden) -> logits (..., V).
 
@@ -154,22 +165,31 @@ class Decoder(nn.Module):
 
         Raises IndexError for an id outside the vocabulary or a position past max_positions.
         """
-        t = self.traits
-        x = self._embedded(tokens, positions)
-        x0, rotations = x, {name: rotary(positions) for name, rotary in self.rotaries.items()}
-        ngrams = [table(tokens, context).to(x.dtype) for table in self.ngram_embeddings.values()]
-        for i, block in enumerate(self.blocks):
-            if t.residual_scalars:
-                x = self.residual_lambdas[i] * x + self.input_lambdas[i] * x0
-            for j, ngram in enumerate(ngrams):
-                x = x + self.ngram_lambdas[j * t.layers + i] * ngram
-            key = str(i)
-            value_embedding = self.value_embeddings[key](tokens) if key in self.value_embeddings else None
-            if self.checkpoint_activations and torch.is_grad_enabled():
-                x = checkpoint(block, x, rotations, context, value_embedding, use_reentrant=False)
-            else:
-                x = block(x, rotations, context, value_embedding)
+        stream = self.begin(tokens, positions, context)
+        x = stream.x0
+        for i in range(len(self.blocks)):
+            x = self.advance(i, x, stream)
         return self.norm(x)
+
+    def begin(self, tokens: Tensor, positions: Tensor, context: Context) -> Stream:
+        """What all blocks of one forward share, for those who go through them one at a time."""
+        x = self._embedded(tokens, positions)
+        rotations = {name: rotary(positions) for name, rotary in self.rotaries.items()}
+        ngrams = [table(tokens, context).to(x.dtype) for table in self.ngram_embeddings.values()]
+        return Stream(x, tokens, context, rotations, ngrams)
+
+    def advance(self, i: int, x: Tensor, stream: Stream) -> Tensor:
+        """x (B, T, D) through block i; the first block's is stream.x0."""
+        t, block = self.traits, self.blocks[i]
+        if t.residual_scalars:
+            x = self.residual_lambdas[i] * x + self.input_lambdas[i] * stream.x0
+        for j, ngram in enumerate(stream.ngrams):
+            x = x + self.ngram_lambdas[j * t.layers + i] * ngram
+        key = str(i)
+        value_embedding = self.value_embeddings[key](stream.tokens) if key in self.value_embeddings else None
+        if self.checkpoint_activations and torch.is_grad_enabled():
+            return checkpoint(block, x, stream.rotations, stream.context, value_embedding, use_reentrant=False)
+        return block(x, stream.rotations, stream.context, value_embedding)
 
     def _embedded(self, tokens: Tensor, positions: Tensor) -> Tensor:
         x = self.embed(tokens)

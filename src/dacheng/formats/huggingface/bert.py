@@ -25,7 +25,7 @@ _UNDERSTOOD = {
     f"pooler_{name}": "written by the first Chinese checkpoint, and never read"
     for name in ("fc_size", "num_attention_heads", "num_fc_layers", "size_per_head", "type")
 }
-_PREFIX = "bert."
+PREFIX = "bert."
 _HEADS = ("cls.", "classifier.", "qa_outputs.")
 _LAYER = "encoder.layer.{i}."
 _BLOCK_NAMES = {
@@ -38,33 +38,34 @@ _BLOCK_NAMES = {
     "mlp.down": "output.dense",
     "mlp_post_norm": "output.LayerNorm",
 }
+NAMES = (
+    {
+        "embed.weight": "embeddings.word_embeddings.weight",
+        "position_embedding.weight": "embeddings.position_embeddings.weight",
+        "type_embedding.weight": "embeddings.token_type_embeddings.weight",
+    }
+    | {
+        f"{ours}.{kind}": f"{theirs}.{kind}"
+        for ours, theirs in (("embed_norm", "embeddings.LayerNorm"), ("pooler", "pooler.dense"))
+        for kind in ("weight", "bias")
+    }
+    | {
+        f"blocks.{{i}}.{ours}.{kind}": f"{_LAYER}{theirs}.{kind}"
+        for ours, theirs in _BLOCK_NAMES.items()
+        for kind in ("weight", "bias")
+    }
+)
 
 
 class Bert(Layout):
     model_type = "bert"
     architecture = "BertModel"
-    architectures: ClassVar = (
+    architectures: ClassVar[tuple[str, ...]] = (
         "BertForMaskedLM", "BertForPreTraining", "BertForSequenceClassification", "BertForTokenClassification",
         "BertForQuestionAnswering", "BertForNextSentencePrediction",
     )  # fmt: skip
     derived: ClassVar = ("embeddings.position_ids",)  # 0, 1, 2, …, stored by old versions of transformers
-    names = NameTable(
-        {
-            "embed.weight": "embeddings.word_embeddings.weight",
-            "position_embedding.weight": "embeddings.position_embeddings.weight",
-            "type_embedding.weight": "embeddings.token_type_embeddings.weight",
-        }
-        | {
-            f"{ours}.{kind}": f"{theirs}.{kind}"
-            for ours, theirs in (("embed_norm", "embeddings.LayerNorm"), ("pooler", "pooler.dense"))
-            for kind in ("weight", "bias")
-        }
-        | {
-            f"blocks.{{i}}.{ours}.{kind}": f"{_LAYER}{theirs}.{kind}"
-            for ours, theirs in _BLOCK_NAMES.items()
-            for kind in ("weight", "bias")
-        }
-    )
+    names = NameTable(NAMES)
 
     def to_traits(self, fields: Fields) -> EncoderTraits:
         """`pooler`, `pooling` and `normalized` are not in config.json: see formats.encoders."""
@@ -107,16 +108,20 @@ class Bert(Layout):
         return Encoder(traits)
 
     def stored_tensors(self, tensors: Mapping[str, Tensor], traits: Any) -> dict[str, Tensor]:
-        """Networks with a head name the encoder inside them; the first ones call a norm's weights gamma and beta."""
-        found = {}
-        for name, tensor in tensors.items():
-            name = name.removeprefix(_PREFIX)
-            for old, new in ((".LayerNorm.gamma", ".LayerNorm.weight"), (".LayerNorm.beta", ".LayerNorm.bias")):
-                name = name.removesuffix(old) + new if name.endswith(old) else name
-            found[name] = tensor
-        return found
+        """Networks with a head name the encoder inside them."""
+        return {name.removeprefix(PREFIX): tensor for name, tensor in plain_names(tensors).items()}
 
     def redundant(self, name: str, tensors: Mapping[str, Tensor], traits: Any) -> str | None:
         if name.startswith(_HEADS):
             return "it belongs to a head, and an encoder has none"
         return super().redundant(name, tensors, traits)
+
+
+def plain_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The first checkpoints call a norm's weights gamma and beta."""
+    found = {}
+    for name, tensor in tensors.items():
+        for old, new in ((".LayerNorm.gamma", ".LayerNorm.weight"), (".LayerNorm.beta", ".LayerNorm.bias")):
+            name = name.removesuffix(old) + new if name.endswith(old) else name
+        found[name] = tensor
+    return found
