@@ -3,6 +3,7 @@
     python benchmarks/exam.py stdlib --out runs/exam --rows quote                       # seconds, no model
     python benchmarks/exam.py stdlib --out runs/exam --rows bare sources quote --model smollm2.gguf
     python benchmarks/exam.py stdlib --out runs/exam --rows sources adapted --model smollm2.gguf --adapter DIR
+    python benchmarks/exam.py stdlib --out runs/exam --rows quote --questions benchmarks/stdlib_plain_questions.jsonl
     python benchmarks/exam.py stdlib --out runs/exam --examples examples.jsonl          # what an adapter is trained on
 
 A run that was stopped goes on. One JSON line a row: figure -> [mean, low, high] at 95%, over all questions and, for
@@ -18,9 +19,10 @@ from typing import Any
 
 from dacheng.evaluate.answers import summarise
 from dacheng.rag.answer import MODES, Answerer
-from dacheng.rag.calibration import calibrate, choose_shown
+from dacheng.rag.calibration import calibrate
 from dacheng.rag.exam import run_exam
 from dacheng.rag.questions import split_questions
+from dacheng.rag.questions.hand import hand_questions
 from dacheng.rag.retrieve import Retriever
 from dacheng.rag.store import PassageStore
 from dacheng.rag.teaching import teaching_records
@@ -35,7 +37,8 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="a model directory or a .gguf file with a chat template")
     parser.add_argument("--adapter", type=Path, help="a PEFT directory")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--shown", type=int, help="sources in a prompt; chosen on the calibration if left out")
+    parser.add_argument("--shown", type=int, default=1, help="sources in a prompt")
+    parser.add_argument("--questions", type=Path, help="ask these instead, in the form of stdlib_questions.jsonl")
     parser.add_argument("--encoder", action="store_true", help="search by vectors too, where an encoder is installed")
     parser.add_argument("--examples", type=Path, help="write the training conversations here, and do nothing else")
     options = parser.parse_args()
@@ -59,15 +62,15 @@ def main() -> None:
             room.use_adapter(options.adapter)
             answerer.adapter_model = room.adapted
     for row in {"sources", "adapted"} & set(options.rows):
-        if options.shown:
-            answerer.shown[row] = options.shown
-        else:
-            print(json.dumps({"row": row, "right_by_sources_shown": choose_shown(answerer, splits.calibration, row)}))
+        answerer.shown[row] = options.shown
     settings = {"model": str(options.model), "adapter": str(options.adapter), "documents": store.fingerprint}
     folder = options.out / f"seed{options.seed}"
-    result = run_exam(answerer, splits.exam, options.rows, folder, settings=settings)
+    exam = splits.exam
+    if options.questions:
+        folder, exam = folder / options.questions.stem, hand_questions(store.all(), lines=options.questions.read_text())
+    result = run_exam(answerer, exam, options.rows, folder, settings=settings)
     print(result.table())
-    _print_rows(result, {q.id for q in splits.exam if q.kind == "hand"})
+    _print_rows(result, {q.id for q in exam if q.kind == "hand"})
     if room is not None:
         room.close()
 

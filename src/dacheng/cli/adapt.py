@@ -78,7 +78,7 @@ def adapt(
     _check_source(source, out, STDLIB)
     use_threads()
     room, remote = _model(model, api_key_file)
-    parts = Kitchen(source, out, room, remote=remote, encode_seconds=9 * minutes)
+    parts = Kitchen(source, out, room, remote=remote, encode_seconds=12 * minutes)
     parts.trains = parts.trains and not no_train
     command = shlex.join(["dacheng", *sys.argv[1:]])
     named = source if source == STDLIB else str(Path(source).resolve())

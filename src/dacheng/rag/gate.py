@@ -63,11 +63,12 @@ class Gate:
         return cls(tuple(weights), 0.0, tuple(mean), (1.0,) * len(FEATURES), 0.5)
 
     @classmethod
-    def fit(cls, features: Sequence[Floats], answerable: Sequence[bool], seed: int = 0) -> Gate:
+    def fit(cls, features: Sequence[Floats], answerable: Sequence[bool], seed: int = 0, *, forms: int = 1) -> Gate:
         """Logistic regression with L2 by Newton's method (IRLS), each class with the same total weight; the threshold
         has the best balanced accuracy on scores of questions left out of the fit (five folds).
 
-        features: one row of len(FEATURES) a question. Raises UsageError with fewer than MIN_EACH of either class.
+        features: one row of len(FEATURES) a question. forms: the rows are so many blocks of the same questions in other
+        words; all forms of one are left out together. Raises UsageError with fewer than MIN_EACH of either class.
         """
         x, y = np.asarray(features, dtype=np.float64), np.asarray(answerable, dtype=bool)
         if x.shape != (len(y), len(FEATURES)) or min(y.sum(), (~y).sum()) < MIN_EACH:
@@ -80,7 +81,7 @@ class Gate:
         scale[scale < 1e-9] = 1.0  # a feature that never varies (cosine without an encoder) has no say
         z = (x - mean) / scale
         held = np.zeros(len(y))
-        fold_of = _folds(y, seed)
+        fold_of = np.tile(_folds(y[: len(y) // forms], seed), forms)
         for fold in range(_FOLDS):
             out = fold_of == fold
             weights, bias = _newton(z[~out], y[~out])

@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from dacheng.rag.passages import Passage
 
 
-def hand_questions(passages: Iterable[Passage], drops: Drops | None = None) -> list[Question]:
-    """The shipped questions, pointing at these passages of `stdlib`.
+def hand_questions(
+    passages: Iterable[Passage], drops: Drops | None = None, *, lines: str | None = None
+) -> list[Question]:
+    """The shipped questions (or those of `lines`, JSON lines of the same form), pointing at these passages of `stdlib`.
 
     A question whose place (source and heading) is missing in this version of Python, or holds none of its answers, is
     left out and counted in `drops`.
@@ -26,7 +28,9 @@ def hand_questions(passages: Iterable[Passage], drops: Drops | None = None) -> l
     for passage in passages:
         there[passage.source, passage.heading.split(" > ")[-1]].append(passage)
     found = []
-    for line in (resources.files("dacheng.rag") / "data" / "stdlib_questions.jsonl").read_text("utf-8").splitlines():
+    if lines is None:
+        lines = (resources.files("dacheng.rag") / "data" / "stdlib_questions.jsonl").read_text("utf-8")
+    for line in lines.splitlines():
         item = json.loads(line)
         holding = [p for place in item["where"] for p in there[place["source"], place["heading"]]]
         holding = [p for p in holding if any(holds(p, answer) for answer in item["answers"])]

@@ -19,14 +19,14 @@ from dacheng.stages.adapting.plan import Plan, Speeds
 if TYPE_CHECKING:
     from dacheng.adapt.process import TrainerProcess
     from dacheng.rag.answer import Answer, Answerer
-    from dacheng.rag.dense import Encoder
+    from dacheng.rag.dense import LocalEncoder
     from dacheng.rag.gate import Gate
     from dacheng.rag.questions import Question, Splits
     from dacheng.stages.adapting.model_room import ModelRoom
 
 STDLIB = "stdlib"
 MOSTLY = 0.5  # of the passages: the language of the documents
-TRIED = 16  # passages that are encoded to see how long all of them would take
+TRIED = 48  # passages that are encoded to see how long all of them would take
 TRAIN_TOKENS_PER_S = 250.0  # of SmolLM2 on two cores, where nothing was measured yet; the trainer measures for itself
 ROW_TOKENS, BATCH_TOKENS, SAVE_EVERY = 512, 512, 20
 
@@ -42,7 +42,7 @@ class Kitchen:
         train: Mapping[str, Any] | None = None, encode_seconds: float = 60.0,
     ) -> None:  # fmt: skip
         """train: fields of adapt.settings.AdaptTrainConfig in place of ours. encode_seconds: vectors that would take
-        longer are not made, and retrieval is by words."""
+        longer are of the passages' beginnings, or not made, and retrieval is by words."""
         self.source, self.out, self.model, self.remote = source, out, model, remote
         self.train, self.encode_seconds = dict(train or {}), encode_seconds
         self.writes = model is not None or remote is not None
@@ -56,7 +56,7 @@ class Kitchen:
 
     # --- documents ----------------------------------------------------------------------------------------------------
     def read(self, progress: Callable[[Mapping[str, Any]], None]) -> dict[str, Any]:
-        from dacheng.rag.dense import find_encoder
+        from dacheng.rag.dense import ENGLISH, find_encoder
         from dacheng.rag.retrieve import Retriever
         from dacheng.rag.store import PassageStore
 
@@ -69,45 +69,58 @@ class Kitchen:
 
         report = store.sync(self.source, lambda so_far: progress(told(so_far)))
         self._check(report)
-        encoder = find_encoder()
-        if encoder is not None and not self._encode(encoder, lambda values: progress({**told(report), **values})):
-            encoder = None
+        encoder, found = find_encoder(), None
+        if encoder is not None and self.language == "zh" and encoder.name.startswith(ENGLISH):
+            self.notes.append("retrieval is by words: the encoder at hand has read English alone")
+        elif encoder is not None:
+            found = self._encode(encoder, lambda values: progress({**told(report), **values}))
         self.fingerprint = store.fingerprint
-        self._open(Retriever(store, encoder))
-        return {**told(report), "retrieval": "hybrid" if encoder is not None else "bm25", "language": self.language}
+        self._open(Retriever(store, found))
+        return {**told(report), "retrieval": "hybrid" if found is not None else "bm25", "language": self.language}
 
-    def _encode(self, encoder: Encoder, progress: Callable[[Mapping[str, Any]], None]) -> bool:
-        """Whether every passage has its vector: made here, unless that would take too much of the run."""
-        from dacheng.rag.dense import encode_store, passage_text
+    def _encode(self, whole: LocalEncoder, progress: Callable[[Mapping[str, Any]], None]) -> LocalEncoder | None:
+        """The encoder of which every passage has a vector now: of whole passages, of their beginnings where that takes
+        too much of the run, or None where even these do."""
+        from dacheng.rag.dense import BEGINNING, complete_encoder, encode_store
+
+        if (done := complete_encoder(self._store, whole)) is not None:
+            return done
+        for encoder in (whole, whole.of_beginnings(BEGINNING)):
+            needed = self._seconds_to_encode(encoder)
+            if needed <= self.encode_seconds:
+                if encoder is not whole:
+                    self.notes.append(f"vectors are of the first {BEGINNING} tokens of each passage: a run with more "
+                                      "minutes makes them of all")  # fmt: skip
+                encode_store(
+                    self._store, encoder, lambda far: progress({"encoded": far.encoded, "to_encode": far.total})
+                )
+                return encoder
+        self.notes.append(
+            f"retrieval is by words alone: vectors of all passages would take {needed / 60:.1f} minutes here; "
+            "a run with more minutes makes them"
+        )
+        return None
+
+    def _seconds_to_encode(self, encoder: LocalEncoder) -> float:
+        """Measured on a few passages from all over the store, the batches as full as they will be."""
+        from dacheng.rag.dense import passage_text
 
         waiting = self._store.without_vectors(encoder.name)
         tried = list(self._store.many(waiting[:: max(1, len(waiting) // TRIED)][:TRIED]).values())
+        encoder.encode([passage_text(passage) for passage in tried[:2]])  # the first call is slower
         began = time.perf_counter()
-        if tried:
-            encoder.encode([passage_text(passage) for passage in tried])
-        needed = (time.perf_counter() - began) / max(1, len(tried)) * len(waiting)
-        if needed > self.encode_seconds:
-            self.notes.append(
-                f"retrieval is by words alone: vectors of all passages would take {needed / 60:.1f} minutes here; "
-                "a run with more minutes makes them"
-            )
-            return False
-        encode_store(
-            self._store, encoder, lambda so_far: progress({"encoded": so_far.encoded, "to_encode": so_far.total})
-        )
-        return True
+        encoder.encode([passage_text(passage) for passage in tried])
+        return (time.perf_counter() - began) / max(1, len(tried)) * len(waiting)
 
     def open_or_read(self) -> None:
         """For one question: the index as it is, where the directory of a run has one; else the documents are read."""
         if (self.out / "recipe.json").exists() and (self.out / "documents.db").exists():
-            from dacheng.rag.dense import find_encoder
+            from dacheng.rag.dense import complete_encoder, find_encoder
             from dacheng.rag.retrieve import Retriever
             from dacheng.rag.store import PassageStore
 
             self._store = store = PassageStore.open(self.out / "documents.db")
-            encoder = find_encoder()
-            whole = encoder is not None and not store.without_vectors(encoder.name)
-            self._open(Retriever(store, encoder if whole else None))
+            self._open(Retriever(store, complete_encoder(store, find_encoder())))
         else:
             self.read(lambda values: None)
             self.answerer.gate = self.answerer.gate or self._uncalibrated()

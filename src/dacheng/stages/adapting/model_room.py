@@ -64,9 +64,10 @@ class ModelRoom:
         from dacheng.engine.engine import Engine
         from dacheng.engine.fused import FusedCPU
         from dacheng.formats.model_directory import load_model
+        from dacheng.formats.packed import is_packed
 
         self.path, self.name = path, name or path.stem
-        loaded = load_model(path, dtype="fast", packed=path.suffix == ".gguf")
+        loaded = load_model(path, dtype="fast", packed=is_packed(path))
         self.notes, self.generation = loaded.notes, loaded.generation
         self.tokenizer, self.renderer = _talks(loaded.tokenizer, path)
         executor = None if FusedCPU.why_not(loaded.model) else FusedCPU(loaded.model)
