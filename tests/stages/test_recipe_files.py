@@ -22,7 +22,8 @@ def test_every_recipe_reads(path):
 def test_the_quickstart_and_its_short_form_have_the_same_stages():
     quick, minute = (load_recipe(RECIPES / "life" / name) for name in ("quickstart.yaml", "minute.yaml"))
     assert [(n.name, n.do, n.inputs) for n in quick.nodes] == [(n.name, n.do, n.inputs) for n in minute.nodes]
-    assert [n.do for n in quick.nodes] == [do for do in STAGES if do != "adapt"]
+    once = {"measure", "data", "tokenizer", "tokenize", "plan", "train", "eval", "sample", "report"}
+    assert once <= {n.do for n in quick.nodes}
 
 
 def test_a_recipe_of_one_stage_expands_into_what_it_needs():

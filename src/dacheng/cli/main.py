@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from cyclopts import App
 
 INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
-RESUMABLE = ("run", "train", "data", "import", "rag index", "adapt")  # the same command goes on from what these leave
+RESUMABLE = (  # the same command goes on from what these leave
+    "run", "train", "data", "import", "rag index", "adapt", "align prefer", "align reward", "compress quantize",
+    "compress sweep", "compress prune", "compress distil",
+)  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -12,6 +12,8 @@ from dacheng.stages.base import Reporter
 _HEADLINES = (
     ("model", "loss", "loss {:.4f}"),
     ("model", "valid_bits_per_byte", "{:.4f} bits per byte"),
+    ("model", "parse_before", "{:.0%} of functions parsed before"),
+    ("model", "parse_after", "{:.0%} after"),
     ("tokenizer", "bytes_per_token", "{:.2f} bytes a token"),
     ("evaluation", "bits_per_byte", "{:.4f} bits per byte"),
 )

@@ -16,11 +16,13 @@ def train(
 
     Example: dacheng train recipes/pretrain/tiny.yaml train.steps=200
     Example: dacheng train recipes/adapt/lora.yaml adapt.seconds=120
+    Example: dacheng train recipes/align/sft.yaml sft.method=full
 
     Parameters
     ----------
     recipe
-        YAML with do: train and sections data, tokenizer, tokens, train; or do: adapt and a section adapt.
+        YAML with do: train and sections data, tokenizer, tokens, train; or do: adapt (or sft, …) and a section of that
+        name.
     overrides
         section.key=value, as often as you like.
     out
@@ -33,4 +35,5 @@ def train(
     from dacheng.cli.run import carry_out
     from dacheng.life.expand import load_recipe
 
-    return carry_out(load_recipe(recipe, overrides, do=("train", "adapt")), out, prices, json)
+    stages = ("train", "adapt", "sft", "prefer", "reward", "reinforce", "classify")
+    return carry_out(load_recipe(recipe, overrides, do=stages), out, prices, json)

@@ -71,6 +71,16 @@ VERBS: dict[str, Verb] = {
         "clean, deduplicate, split and tokenize a corpus",
         "dacheng data run --source docs.jsonl --out shards/",
     ),
+    "align": Verb(
+        "dacheng.cli.align:app",
+        "learn from what people prefer: reports, DPO and its relatives, reward models",
+        "dacheng align prefer --model models/smollm2 --data recipes/align/pairs.jsonl --out runs/prefer --minutes 2",
+    ),
+    "compress": Verb(
+        "dacheng.cli.compress:app",
+        "make a model smaller or faster, judged by bytes, quality and speed",
+        "dacheng compress quantize models/smollm2 --method gptq --bits 4 --out models/smollm2-gptq4",
+    ),
     "tokenizer": Verb(
         "dacheng.cli.tokenizer:app",
         "train a tokenizer, or look into one",
