@@ -1,25 +1,22 @@
-"""dacheng align: learning from preferences and rewards. A sub-verb's module is imported when it is used."""
+"""dacheng align: learning from preferences and rewards."""
 
 from __future__ import annotations
 
-from cyclopts import App
+from dacheng.cli.lazy_verbs import lazy_verbs
 
-_VERBS = {
-    "show": ("dacheng.cli.align_show:show", "what of a conversation is learnt, in colour"),
-    "label": ("dacheng.cli.align_label:label", "compare replies by hand"),
-    "agreement": ("dacheng.cli.align_label:agreement", "how far annotators agree"),
-    "pairs": ("dacheng.cli.align_preferences:pairs", "what files of preferences are like"),
-    "prefer": ("dacheng.cli.align_preferences:prefer", "train a policy on preferences: DPO and its relatives"),
-    "reward": ("dacheng.cli.align_preferences:reward", "train a reward model on comparisons"),
-    "score": ("dacheng.cli.align_preferences:score", "rank conversations by a reward model"),
-    "report": ("dacheng.cli.align_report:report", "a run of reinforcement learning as a page"),
-    "judge": ("dacheng.cli.align_judging:judge", "let a model compare replies"),
-    "revise": ("dacheng.cli.align_judging:revise", "let a model criticise and revise replies"),
-}
-
-# Not as each command's own help, which is its docstring with an example and would have to be imported here.
-_SUMMARY = "\n".join(["Learn from what people prefer.", "", *(f"{name}: {says}" for name, (_, says) in _VERBS.items())])
-app = App(name="align", help=_SUMMARY, help_format="plaintext")
-
-for _name, (_target, _) in _VERBS.items():
-    app.command(_target, name=_name)
+app = lazy_verbs(
+    "align",
+    "Learn from what people prefer.",
+    {
+        "show": ("dacheng.cli.align_show:show", "what of a conversation is learnt, in colour"),
+        "label": ("dacheng.cli.align_label:label", "compare replies by hand"),
+        "agreement": ("dacheng.cli.align_label:agreement", "how far annotators agree"),
+        "pairs": ("dacheng.cli.align_preferences:pairs", "what files of preferences are like"),
+        "prefer": ("dacheng.cli.align_preferences:prefer", "train a policy on preferences: DPO and its relatives"),
+        "reward": ("dacheng.cli.align_preferences:reward", "train a reward model on comparisons"),
+        "score": ("dacheng.cli.align_preferences:score", "rank conversations by a reward model"),
+        "report": ("dacheng.cli.align_report:report", "a run of reinforcement learning as a page"),
+        "judge": ("dacheng.cli.align_judging:judge", "let a model compare replies"),
+        "revise": ("dacheng.cli.align_judging:revise", "let a model criticise and revise replies"),
+    },
+)

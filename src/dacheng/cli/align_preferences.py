@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
+from dacheng.cli.one_stage import carry_out_stage, said
 from dacheng.errors import UsageError
 
 Loss = Literal["dpo", "ipo", "hinge", "robust", "conservative", "kto", "orpo", "simpo", "cpo"]
@@ -94,8 +95,8 @@ def prefer(
         One JSON document on stdout.
     """
     section = _section(model, data, held_out, rank, lr, minutes, epochs, max_tokens, seed)
-    section |= {"loss": loss} | _said(beta=beta, reference=reference)
-    return _carry_out("prefer", section, out, json)
+    section |= {"loss": loss} | said(beta=beta, reference=reference)
+    return carry_out_stage("prefer", section, out, json)
 
 
 def reward(
@@ -142,7 +143,7 @@ def reward(
         One JSON document on stdout.
     """
     section = _section(model, data, held_out, rank, lr, minutes, epochs, max_tokens, seed)
-    return _carry_out("reward", section, out, json)
+    return carry_out_stage("reward", section, out, json)
 
 
 def score(
@@ -198,19 +199,8 @@ def _section(
     return {
         "model": str(find_model(model)), "data": [str(path) for path in data], "rank": rank, "seed": seed,
         "lr": lr if lr is not None else 3e-4 if rank else 5e-6, "max_tokens": max_tokens,
-    } | _said(
+    } | said(
         held_out=[str(path) for path in held_out] if held_out else None,
         seconds=None if minutes is None else 60 * minutes,
         epochs=1.0 if epochs is None and minutes is None else epochs,
     )  # fmt: skip
-
-
-def _said(**values: Any) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def _carry_out(do: str, section: dict[str, Any], out: Path, json: bool) -> int:
-    from dacheng.cli.run import carry_out
-    from dacheng.life.expand import load_recipe
-
-    return carry_out(load_recipe({"do": do, "name": out.name, do: section}), out, None, json)

@@ -1,20 +1,22 @@
-"""dacheng compress: fewer bits, fewer weights, a smaller student. A sub-verb's module is imported when it is used."""
+"""dacheng compress: fewer bits, fewer weights, a smaller student."""
 
 from __future__ import annotations
 
-from cyclopts import App
+from dacheng.cli.lazy_verbs import lazy_verbs
 
-app = App(name="compress", help="Make a model smaller or faster, and see what that costs.")
-
-_VERBS = {
-    "quantize": "dacheng.cli.compress_quantize:quantize",
-    "sweep": "dacheng.cli.compress_quantize:sweep",
-    "judge": "dacheng.cli.compress_quantize:judge",
-    "prune": "dacheng.cli.compress_prune:prune",
-    "distil": "dacheng.cli.compress_distil:distil",
-    "merge": "dacheng.cli.compress_prune:merge",
-    "experts": "dacheng.cli.compress_prune:experts",
-}
-
-for _name, _target in _VERBS.items():
-    app.command(_target, name=_name)
+app = lazy_verbs(
+    "compress",
+    "Make a model smaller or faster, and see what that costs.",
+    {
+        "quantize": (
+            "dacheng.cli.compress_quantize:quantize",
+            "fewer bits a weight: rounding, GPTQ, AWQ, SmoothQuant…",
+        ),
+        "sweep": ("dacheng.cli.compress_quantize:sweep", "many settings, and which of them nothing else beats"),
+        "judge": ("dacheng.cli.compress_quantize:judge", "two models by bytes, memory, quality and speed"),
+        "prune": ("dacheng.cli.compress_prune:prune", "zeros, or fewer layers, heads, neurons, words"),
+        "distil": ("dacheng.cli.compress_distil:distil", "a student learns from a larger teacher"),
+        "merge": ("dacheng.cli.compress_prune:merge", "one model of several; experts of a dense one"),
+        "experts": ("dacheng.cli.compress_prune:experts", "which experts a mixture uses on a text"),
+    },
+)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dacheng.cli.compress_prune import _carry_out, _path, _said
+from dacheng.cli.one_stage import carry_out_stage, model_path, said
 
 
 def distil(
@@ -63,9 +63,9 @@ def distil(
     json
         One JSON document on stdout.
     """
-    section = {"teacher": _path(teacher), "data": list(data), "seed": seed}
-    section |= _said(layers=layers, epochs=epochs, steps=steps, minutes=minutes, vocabulary=vocabulary, judge_text=text)
+    section = {"teacher": model_path(teacher), "data": list(data), "seed": seed}
+    section |= said(layers=layers, epochs=epochs, steps=steps, minutes=minutes, vocabulary=vocabulary, judge_text=text)
     section |= {name: value for name, value in (("int8", int8), ("beta", beta), ("share", share)) if value}
     if held_out is not None:
         section["held_out"] = [held_out]
-    return _carry_out("distil", section, out, json)
+    return carry_out_stage("distil", section, out, json)

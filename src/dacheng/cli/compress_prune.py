@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
+from dacheng.cli.one_stage import carry_out_stage, model_path, said
 from dacheng.errors import UsageError
 
 Pruning = Literal["magnitude", "wanda", "sparsegpt", "layers", "heads", "neurons", "width", "vocabulary", "low_rank"]
@@ -61,8 +62,8 @@ def prune(
         One JSON document on stdout.
     """
     section = {"method": method, "sparsity": sparsity, "ratio": ratio, "heal_steps": heal_steps, "speed": speed}
-    section |= {"seed": seed} | _said(count=count, text=text, judge_text=judge_text, dtype=dtype)
-    return _carry_out("prune", {"model": _path(model)} | section, out, json)
+    section |= {"seed": seed} | said(count=count, text=text, judge_text=judge_text, dtype=dtype)
+    return carry_out_stage("prune", {"model": model_path(model)} | section, out, json)
 
 
 def merge(
@@ -121,13 +122,13 @@ def merge(
     if not models:
         raise UsageError("no model is named", field="MODELS", remedy="dacheng compress merge A B --out runs/merged")
     section: dict[str, Any] = {
-        "method": method, "models": [_path(model) for model in models], "t": t, "density": density, "scale": scale,
+        "method": method, "models": [model_path(model) for model in models], "t": t, "density": density, "scale": scale,
         "experts": experts, "per_token": per_token, "seed": seed,
     }  # fmt: skip
-    section |= _said(base=None if base is None else _path(base), judge_text=judge_text, dtype=dtype)
+    section |= said(base=None if base is None else model_path(base), judge_text=judge_text, dtype=dtype)
     if weights is not None:
         section["weights"] = _numbers(weights)
-    return _carry_out("merge", section, out, json)
+    return carry_out_stage("merge", section, out, json)
 
 
 def experts(model: str, *, text: Path, rows: int = 16, length: int = 256, json: bool = False) -> int:
@@ -150,7 +151,7 @@ def experts(model: str, *, text: Path, rows: int = 16, length: int = 256, json: 
     """
     from types import SimpleNamespace
 
-    path = Path(_path(model))
+    path = Path(model_path(model))
     from dacheng.cli.console import print_json, reporter, use_threads
     from dacheng.compress.experts import expert_usage
     from dacheng.stages.compressing import open_model, text_batches
@@ -171,20 +172,3 @@ def _numbers(text: str) -> list[float]:
         return [float(part) for part in text.split(",")]
     except ValueError:
         raise UsageError("not numbers", field="--weights", value=text, remedy="--weights 0.7,0.3") from None
-
-
-def _path(name: str) -> str:
-    from dacheng.cli.models import find_model
-
-    return str(find_model(name))
-
-
-def _said(**given: Any) -> dict[str, Any]:
-    return {name: str(v) if isinstance(v, Path) else v for name, v in given.items() if v is not None}
-
-
-def _carry_out(do: str, section: dict[str, Any], out: Path, json: bool) -> int:
-    from dacheng.cli.run import carry_out
-    from dacheng.life.expand import load_recipe
-
-    return carry_out(load_recipe({"do": do, "name": out.name, do: section}, do=do), out, None, json)

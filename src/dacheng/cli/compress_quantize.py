@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from dacheng.cli.compress_prune import _carry_out, _path, _said
+from dacheng.cli.one_stage import carry_out_stage, model_path, said
 from dacheng.errors import UsageError
 
 if TYPE_CHECKING:
@@ -82,12 +82,12 @@ def quantize(
     """
     kept = "keep" if layout == "compressed-tensors" else "8g32"
     section = {
-        "model": _path(model), "method": method, "bits": bits, "group": int(group) if group.isdigit() else group,
+        "model": model_path(model), "method": method, "bits": bits, "group": int(group) if group.isdigit() else group,
         "symmetric": not asymmetric, "embedding": embedding or kept, "rows": rows, "length": length, "layout": layout,
         "judge": not no_judge, "again": again, "seed": seed,
     }  # fmt: skip
-    section |= _said(budget_mb=budget_mb, calibration=calibration, judge_text=text, task=task)
-    return _carry_out("quantize", section, out, json)
+    section |= said(budget_mb=budget_mb, calibration=calibration, judge_text=text, task=task)
+    return carry_out_stage("quantize", section, out, json)
 
 
 def sweep(
@@ -130,9 +130,9 @@ def sweep(
     json
         One JSON document on stdout.
     """
-    path = _path(model)
+    path = model_path(model)
     shared = {"model": path, "rows": rows, "length": length, "judge_tokens": tokens, "speed": not no_speed}
-    shared |= _said(calibration=calibration, judge_text=text)
+    shared |= said(calibration=calibration, judge_text=text)
     stages = [_stage(variant, shared) for variant in (variants or _SWEEP)]
     from dacheng.cli.console import print_json, reporter, use_threads
     from dacheng.cli.summary import stage_line
@@ -192,7 +192,7 @@ def judge(
     json
         One JSON document on stdout.
     """
-    paths = [Path(_path(name)) for name in (before, after)]
+    paths = [Path(model_path(name)) for name in (before, after)]
     from dacheng.cli.console import print_json, reporter, use_threads
     from dacheng.compress.judge import judge as judged
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dacheng.compress.prune.choose import keep_neurons
 from dacheng.compress.prune.importance import hooked
 from dacheng.compress.prune.keep import Keep
-from dacheng.compress.prune.shrink import _Cut as Cut
+from dacheng.compress.prune.shrink import Cut
 from dacheng.data.text_rows import length_batches, padded
 from dacheng.errors import UsageError
 from dacheng.formats.meta import on_meta

@@ -37,7 +37,7 @@ def shrink(model: Decoder, keep: Keep) -> Decoder:
     check_plain(model)
     t = model.traits
     keep.check(t)
-    cut = _Cut(keep, t)
+    cut = Cut(keep, t)
     state = {}
     for old_name, tensor in model.state_dict().items():
         if (name := cut.name(old_name)) is not None:
@@ -74,7 +74,7 @@ def shrunk_traits(t: DecoderTraits, keep: Keep) -> DecoderTraits:
     return replace(t, **changes)  # type: ignore[arg-type]
 
 
-class _Cut:
+class Cut:
     """Which rows and columns of each weight stay."""
 
     def __init__(self, keep: Keep, traits: DecoderTraits) -> None:
