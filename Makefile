@@ -43,7 +43,7 @@ $(VENV)/.demo-weights: | $(BIN)/python
 learn: $(VENV)/.run
 	$(BIN)/dacheng run recipes/life/quickstart.yaml --out $(OUT) $(ARGS)
 
-# The same life in about a minute, for CI and the impatient.
+# The same life in a few minutes, for CI and the impatient.
 learn-minute: $(VENV)/.run
 	$(BIN)/dacheng run recipes/life/minute.yaml --out $(OUT)-minute $(ARGS)
 
