@@ -15,6 +15,7 @@ from dacheng.errors import DachengError
 from dacheng.formats import provenance as origin
 from dacheng.formats.atomic import replacing_directory
 from dacheng.formats.dtypes import as_dtype, dtype_name
+from dacheng.formats.encoders import tokenizer_of
 from dacheng.formats.huggingface.bert_classifier import BertClassifier, FirstTokenClassifier, MeanClassifier
 from dacheng.formats.json_files import read_json, write_json
 from dacheng.formats.loading import CONFIG, assembled, existing_directory
@@ -26,7 +27,6 @@ from dacheng.models.classifier import Classifier
 from dacheng.nn.packed import Packed, PackedEmbedding
 from dacheng.ops.integers import IntTensor, QSpec
 from dacheng.ops.qtensor import QTensor
-from dacheng.text.directory import holds_tokenizer
 
 if TYPE_CHECKING:
     from dacheng.text import Tokenizer
@@ -66,24 +66,13 @@ def load_classifier(
         known = ", ".join(layout.architecture for layout in LAYOUTS)
         raise DachengError(f"{directory} holds no classifier that is read here", field="architectures",
                            value=config.get("architectures"), remedy=f"supported: {known}")  # fmt: skip
-    if not holds_tokenizer(directory):
-        raise DachengError(
-            f"{directory} has no tokenizer", field="file", value="tokenizer.json", remedy="copy the tokenizer's files"
-        )
-    from dacheng.text import Tokenizer
-
     traits, notes = layout.read(config, directory / CONFIG)
+    tokenizer = tokenizer_of(directory, traits.encoder.vocab_size)
     if quantization is None:
         tensors: dict[str, Any] = dict(layout.stored_tensors(read_weights(directory), traits))
     else:
         tensors = unpacked_tensors(read_weights(directory), quantization, layout, True, directory, notes)
     model: Classifier = assembled(tensors, layout, traits, as_dtype(dtype), torch.device(device), str(directory), notes)
-    tokenizer = Tokenizer.load(directory, eos_token="[SEP]")
-    if tokenizer.vocab_size > traits.encoder.vocab_size:
-        raise DachengError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens and the model {traits.encoder.vocab_size}",
-            field="vocab_size", value=tokenizer.vocab_size, remedy="take both from one model",
-        )  # fmt: skip
     return LoadedClassifier(model, tokenizer, notes)
 
 

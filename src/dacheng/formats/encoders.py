@@ -60,24 +60,30 @@ def load_encoder(
             f"{directory} holds no encoder that is read here", field="model_type", value=config.get("model_type"),
             remedy="supported: " + ", ".join(layout.model_type for layout in LAYOUTS),
         )  # fmt: skip
+    traits, notes = layout.read(config, directory / CONFIG)
+    named = tokenizer_of(directory, traits.vocab_size)
+    tensors: dict[str, Any] = dict(layout.stored_tensors(read_weights(directory), traits))
+    pooler = "pooler.dense.weight" in tensors
+    traits = _read_modules(directory, replace(traits, pooler=pooler), notes).validate()
+    model: Encoder = assembled(tensors, layout, traits, as_dtype(dtype), torch.device(device), str(directory), notes)
+    return LoadedEncoder(model, named, notes)
+
+
+def tokenizer_of(directory: Path, vocab_size: int) -> Tokenizer:
+    """That of an encoder's directory. Raises DachengError where there is none, or it has tokens the model has not."""
     if not holds_tokenizer(directory):
         raise DachengError(
             f"{directory} has no tokenizer", field="file", value="tokenizer.json", remedy="copy the tokenizer's files"
         )
     from dacheng.text import Tokenizer
 
-    traits, notes = layout.read(config, directory / CONFIG)
-    tensors: dict[str, Any] = dict(layout.stored_tensors(read_weights(directory), traits))
-    pooler = "pooler.dense.weight" in tensors
-    traits = _read_modules(directory, replace(traits, pooler=pooler), notes).validate()
-    model: Encoder = assembled(tensors, layout, traits, as_dtype(dtype), torch.device(device), str(directory), notes)
-    named = Tokenizer.load(directory, eos_token="[SEP]")
-    if named.vocab_size > traits.vocab_size:
+    found = Tokenizer.load(directory, eos_token="[SEP]")
+    if found.vocab_size > vocab_size:
         raise DachengError(
-            f"the tokenizer has {named.vocab_size} tokens and the model {traits.vocab_size}",
-            field="vocab_size", value=named.vocab_size, remedy="take both from one model",
+            f"the tokenizer has {found.vocab_size} tokens and the model {vocab_size}",
+            field="vocab_size", value=found.vocab_size, remedy="take both from one model",
         )  # fmt: skip
-    return LoadedEncoder(model, named, notes)
+    return found
 
 
 def save_encoder(

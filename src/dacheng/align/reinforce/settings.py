@@ -169,7 +169,9 @@ class ReinforceConfig:
         )  # fmt: skip
 
     def identity(self) -> dict[str, Any]:
-        """The fields that decide the rollouts and the weights, as plain data."""
-        free = ("steps", "minutes")
-        known = [f.name for f in fields(self) if not f.metadata.get("free") and f.name not in free]
-        return {name: to_dict(getattr(self, name)) for name in known}
+        """The fields that decide the weights, as plain data."""
+        return {f.name: to_dict(getattr(self, f.name)) for f in fields(self) if not f.metadata.get("free")}
+
+    def rollout_identity(self) -> dict[str, Any]:
+        """Those that decide the rollouts: a longer run goes on from the journal of a shorter one."""
+        return {name: value for name, value in self.identity().items() if name not in ("steps", "minutes")}

@@ -64,7 +64,7 @@ class RolloutSource:
         self.prompts, self.worker, self.reward, self.config = list(prompts), worker, reward, config
         self.pad_id, self.reference, self.last_set = pad_id, reference, last_set
         self.journal = Journal(folder)
-        told = json.dumps([config.identity(), prompt_file.fingerprint(self.prompts)], sort_keys=True)
+        told = json.dumps([config.rollout_identity(), prompt_file.fingerprint(self.prompts)], sort_keys=True)
         self.fingerprint = hashlib.sha256(told.encode()).hexdigest()
         self.current: PreparedSet | None = None
         self.cursor = 0
