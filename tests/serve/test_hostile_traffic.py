@@ -125,7 +125,7 @@ def test_many_small_requests_leave_no_memory_behind():
         connection = http.client.HTTPConnection("127.0.0.1", int(url.rsplit(":", 1)[1]), timeout=10)
         before, fds = ask(500), len(os.listdir("/proc/self/fd"))
         assert ask(4500) - before < 4 << 20
-        assert len(os.listdir("/proc/self/fd")) == fds and engine.running == 0
+        assert len(os.listdir("/proc/self/fd")) <= fds and engine.running == 0  # an earlier test's may close meanwhile
         connection.close()
 
 

@@ -93,6 +93,7 @@ def test_two_people_label_in_a_browser(page, tmp_path):
             api.expect(page.locator("#how-far")).to_contain_text(f"{number} of 4")
             texts |= {page.locator("#first").inner_text(), page.locator("#second").inner_text()}
             page.keyboard.press("15s2"[number])
+        api.expect(page.locator("#done")).to_be_visible()  # its text is there before: the last answer may still be due
         api.expect(page.locator("#done")).to_have_text("All pairs are labelled. Thank you!")
         assert any("<img src=x" in text for text in texts) and page.locator("#work img").count() == 0
         labels = {label.pair: label for label in found.store.read()[0]}
@@ -112,6 +113,7 @@ def test_two_people_label_in_a_browser(page, tmp_path):
         for number in range(4):
             api.expect(page.locator("#how-far")).to_have_text(f"李 · 已标注 {number} / 4")
             page.get_by_role("button", name="一样好").click()
+        api.expect(page.locator("#done")).to_be_visible()
         api.expect(page.locator("#done")).to_have_text("全部标注完毕，谢谢！")
         page.get_by_role("button", name="目前的一致性").click()
         api.expect(page.locator("#figures")).to_contain_text("共 4 对，已标注 4 对，其中 3 对由两人以上标注")
