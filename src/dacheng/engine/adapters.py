@@ -8,18 +8,19 @@ from torch import Tensor
 from dacheng.adapt.bank import AdapterBank
 from dacheng.engine.cache import KVCache
 from dacheng.engine.executor import Eager, Executor, StepResult
+from dacheng.engine.fused import FusedCPU
 from dacheng.engine.request import Request
 from dacheng.engine.step_plan import StepPlan
 from dacheng.errors import UsageError
 from dacheng.models.decoder import Decoder
+from dacheng.nn.lora import BASE
 
 
 class Adapted:
     """An executor for a model with adapters. What has none runs as ever.
 
-    A compiled executor holds the plain maps: chunks with an adapter go to Eager, over the same modules and the same
-    cache, those of the base to the compiled one; both see only their own past, so one step may be two forwards.
-    Counted in `fallbacks`.
+    A compiled executor takes most adapters (`takes`). Chunks with another go to Eager, over the same modules and the
+    same cache; each chunk sees only its own past, so one step may be two forwards. Counted in `fallbacks`.
     """
 
     def __init__(self, inner: Executor, model: Decoder, bank: AdapterBank) -> None:
@@ -35,15 +36,19 @@ class Adapted:
 
     def run(self, plan: StepPlan, cache: KVCache) -> StepResult:
         default = self.bank.rows.default  # a policy in training: what every request goes through that names none
-        adapted = [bool(chunk.request.adapter_number or default) for chunk in plan.chunks]
-        if self.inner is self._eager or not any(adapted):
+        apart = [not self._takes(chunk.request.adapter_number or default) for chunk in plan.chunks]
+        if self.inner is self._eager or not any(apart):
             return self.inner.run(plan, cache)
         self._divided += 1
-        if all(adapted):
+        if all(apart):
             return self._eager.run(plan, cache)
-        plans = [StepPlan([c for c, own in zip(plan.chunks, adapted) if own is with_one]) for with_one in (False, True)]
+        plans = [StepPlan([c for c, own in zip(plan.chunks, apart) if own is other]) for other in (False, True)]
         base, other = self.inner.run(plans[0], cache), self._eager.run(plans[1], cache)
         return StepResult(_in_order(plan, plans, (base, other)), base.hidden_sums | other.hidden_sums)
+
+    def _takes(self, number: int) -> bool:
+        """Whether the inner executor runs rows of this adapter."""
+        return number == BASE or (isinstance(self.inner, FusedCPU) and self.inner.takes(number))
 
 
 def _in_order(plan: StepPlan, plans: list[StepPlan], results: tuple[StepResult, StepResult]) -> Tensor:

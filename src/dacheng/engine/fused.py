@@ -9,14 +9,14 @@ from dacheng.engine.cache import KVCache, PagedCache
 from dacheng.engine.executor import Eager, StepResult, flat
 from dacheng.engine.step_plan import StepPlan
 from dacheng.models.decoder import Decoder
-from dacheng.models.fused import FusedDecoder, adapts_all, why_not_fused
+from dacheng.models.fused import FusedDecoder, default_adapter, why_not_fused
 from dacheng.ops.decoder_step import CacheView
 
 
 class FusedCPU:
     """A whole step in one compiled call that follows the block tables (dacheng.models.fused). Raises ValueError where
-    `why_not` says why; steps of a cache that it can't read (see `supports`), and all while every row goes through an
-    adapter, go to Eager and are counted in `fallbacks`."""
+    `why_not` says why; steps of a cache that it can't read (see `supports`), or with an adapter that it does not take
+    (see `takes`), go to Eager and are counted in `fallbacks`."""
 
     name = "fused-cpu"
     invariant = True  # see deterministic.py
@@ -39,9 +39,16 @@ class FusedCPU:
         """It reads pages of float32 or bfloat16."""
         return isinstance(cache, PagedCache) and cache.format.dtype in (torch.float32, torch.bfloat16)
 
+    def takes(self, number: int) -> bool:
+        """Whether rows may go through the adapter of this number: no DoRA, none in training, none of the head."""
+        return not self._step.why_not(number)
+
     def run(self, plan: StepPlan, cache: KVCache) -> StepResult:
-        if not isinstance(cache, PagedCache) or not self.supports(cache) or adapts_all(self._model):
+        default = default_adapter(self._model)
+        numbers = [chunk.request.adapter_number or default for chunk in plan.chunks for _ in range(chunk.count)]
+        if not isinstance(cache, PagedCache) or not self.supports(cache) or not all(map(self.takes, set(numbers))):
             self.fallbacks += 1
+            self._eager.rows = getattr(self._model, "_rows", None)
             return self._eager.run(plan, cache)
         tokens, positions, wanted = flat(plan)
         texts = [i for i, chunk in enumerate(plan.chunks) for _ in range(chunk.count)]
@@ -51,6 +58,7 @@ class FusedCPU:
             torch.tensor(texts),
             self._view(plan, cache),
             torch.tensor(wanted, dtype=torch.int64),
+            numbers,
         )
         return StepResult(logits, self._eager.hidden_sums(plan, hidden))
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from dacheng.models.decoder import Block, Decoder
+from dacheng.models.fused_adapters import FusedAdapters
 from dacheng.nn.attention import Attention
 from dacheng.nn.lora import BASE, LoRA
 from dacheng.nn.mlp import MLP
@@ -38,11 +39,8 @@ _GELU = {"swiglu": False, "geglu_tanh": True}  # activations, and whether that i
 
 
 def why_not_fused(model: Decoder) -> str:
-    """Why this model has no fused step; "" when it has one. Of a map with adapters around it the step takes the base:
-    it is for rows that go through none."""
+    """Why this model has no fused step; "" when it has one. Of its adapters each is asked apart."""
     t = model.traits
-    if adapts_all(model):
-        return "every row goes through an adapter"
     if t.activation not in _GELU:
         return f"activation is {t.activation!r}"
     if t.norm_placement not in ("pre", "both"):
@@ -61,10 +59,10 @@ def why_not_fused(model: Decoder) -> str:
     return why_no_step(t.heads, t.n_kv_heads, t.head_size, t.width, t.mlp_size)
 
 
-def adapts_all(model: Decoder) -> bool:
-    """Whether rows of which nothing is said go through an adapter: now, it may be another in the next step."""
+def default_adapter(model: Decoder) -> int:
+    """What rows go through of which nothing is said: now, it may be another in the next step."""
     rows = getattr(model, "_rows", None)  # see adapt.rows_of
-    return rows is not None and rows.default != BASE
+    return BASE if rows is None else rows.default
 
 
 def _plain(module: nn.Module) -> nn.Module:
@@ -84,8 +82,8 @@ def _multiplied(model: Decoder) -> Iterator[tuple[str, nn.Module]]:
 class FusedDecoder:
     """The step of one model: `model(...)` and `model.head(...)` over a cache, in one call. Equal to them up to what the
     order of a sum changes, given the same packed products; a token's numbers are the same to the bit in every batch and
-    chunk. Weights that are replaced later are not seen: make a new one. Adapters are left out. Raises ValueError where
-    `why_not_fused` says why."""
+    chunk. Weights that are replaced later are not seen: make a new one. Raises ValueError where `why_not_fused` says
+    why."""
 
     def __init__(self, model: Decoder) -> None:
         reason = why_not_fused(model)
@@ -94,24 +92,37 @@ class FusedDecoder:
         t = model.traits
         head = model.embed if model.lm_head is None else model.lm_head
         self.model = model
+        self._adapters = FusedAdapters(model)
         self._step = DecoderStep(
             [_layer_weights(block) for block in model.blocks], _gain(model.norm, t.width), _matrix(head),
             heads=t.heads, kv_heads=t.n_kv_heads, head_width=t.head_size, rotated=t.rotated_size,
             interleaved=t.rope_interleaved, eps=t.norm_eps, scale=t.attention_scale, gelu=_GELU[t.activation],
         )  # fmt: skip
 
+    def why_not(self, number: int) -> str:
+        """Why rows can't go through the adapter of this number; "" when they can, and for the base."""
+        return "" if number == BASE else self._adapters.why_not(number)
+
     @torch.inference_mode()
     def run(
-        self, tokens: Tensor, positions: Tensor, texts: Tensor, cache: CacheView, wanted: Tensor
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        texts: Tensor,
+        cache: CacheView,
+        wanted: Tensor,
+        adapters: Sequence[int] = (),
     ) -> tuple[Tensor, Tensor]:
         """tokens, positions, texts (N,) int64 -> logits (R, V) of the rows `wanted` (R,), and the hidden states (N, D)
-        of all. `texts`: which of the cache's tables a token belongs to; it attends to its text up to itself. Raises
-        IndexError as the model does."""
+        of all. `texts`: which of the cache's tables a token belongs to; it attends to its text up to itself. adapters:
+        the number of each token's, if some go through one that `why_not` has nothing against. Raises IndexError as the
+        model does."""
         x = self._embedded(tokens)
         main, window = (self._angles(name, positions) for name in ("main", "window"))
         first = main or window
         assert first is not None
-        logits = self._step.run(x, *first, texts, positions, positions + 1, cache, wanted, window or first)
+        through = self._adapters.of(adapters)
+        logits = self._step.run(x, *first, texts, positions, positions + 1, cache, wanted, window or first, through)
         return logits, x
 
     def _angles(self, name: str, positions: Tensor) -> tuple[Tensor, Tensor] | None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dacheng.ops import native
 from dacheng.ops.packed_linear import PanelMatrix
+from dacheng.ops.step_adapters import MAPS, Pointers, RowAdapters
 
 HEAD_WIDTHS = (32, 64, 80, 96, 128, 256)
 LARGEST_GROUP = 16  # query heads to a key head
@@ -24,7 +25,7 @@ _NORMS = ("attention_norm", "mlp_norm", "q_norm", "k_norm", "attention_post_norm
 class _Layer(ctypes.Structure):
     _fields_ = [
         *[(name, c_void_p) for name in _NORMS],
-        *[(name, native.Linear) for name in ("q", "k", "v", "o", "gate", "up", "down")],
+        *[(name, native.Linear) for name in MAPS],
         *[(name, c_int64) for name in ("window", "rotation", "tables")],
     ]
 
@@ -60,6 +61,8 @@ class _Step(ctypes.Structure):
         ("k", POINTER(c_void_p)),
         ("v", POINTER(c_void_p)),
         ("narrow", c_int64),
+        ("adapter", c_void_p),
+        ("low_rank", POINTER(Pointers)),
         ("logit_rows", c_int64),
         *[(name, c_void_p) for name in ("wanted", "logits")],
         ("threads", c_int64),
@@ -157,6 +160,7 @@ class DecoderStep:
         cache: CacheView,
         wanted: Tensor,
         second: tuple[Tensor, Tensor] | None = None,
+        adapters: RowAdapters | None = None,
     ) -> Tensor:
         """x (N, D) float32, the embeddings, becomes the hidden states after the last norm, in place; returns the logits
         (R, V) of the rows `wanted` (R,) int64.
@@ -164,7 +168,8 @@ class DecoderStep:
         cosine, sine (N, rotated / 2); `second`: those of layers with second_rotation. texts (N,) int64: which of the
         cache's tables a row has. places (N,) int64: the position at which its key and value are written. attended (N,)
         int64: how many positions it looks at, 0 and on, or the last of them in a layer with a window; all rows are
-        written before any looks, so those of one text may look at one another.
+        written before any looks, so those of one text may look at one another. adapters: what is added to the products
+        of some rows; the others come out the same to the bit.
         """
         library = native.library()
         assert library is not None
@@ -181,6 +186,7 @@ class DecoderStep:
             ("attended", attended, torch.int64, (n,)),
             *[("tables", view.tables, torch.int64, tuple(view.tables.shape)) for view in (cache, windowed)],
             ("wanted", wanted, torch.int64, (wanted.numel(),)),
+            *([("adapters.rows", adapters.rows, torch.int64, (n,))] if adapters else []),
         ):
             if tensor.dtype != dtype or tuple(tensor.shape) != shape or not tensor.is_contiguous():
                 raise ValueError(
@@ -197,6 +203,7 @@ class DecoderStep:
             *(tensor.data_ptr() for tensor in (texts, places, attended)),
             (_Cache * 2)(cache._pointers(), windowed._pointers()), pointers(*[k.data_ptr() for k in cache.keys]),
             pointers(*[v.data_ptr() for v in cache.values]), int(dtypes == {torch.bfloat16}),
+            adapters.rows.data_ptr() if adapters else None, adapters.pointers() if adapters else None,
             wanted.numel(), wanted.data_ptr(), logits.data_ptr(),
             torch.get_num_threads(),
         )  # fmt: skip
@@ -218,7 +225,7 @@ def why_no_step(heads: int, kv_heads: int, head_width: int, width: int, mlp_widt
 
 def _layer(layer: LayerWeights) -> _Layer:
     norms = (getattr(layer, name) for name in _NORMS)
-    matrices = (layer.q, layer.k, layer.v, layer.o, layer.gate, layer.up, layer.down)
+    matrices = (getattr(layer, name) for name in MAPS)
     return _Layer(
         *(None if norm is None else norm.data_ptr() for norm in norms), *(matrix.pointers() for matrix in matrices),
         layer.window or 0, int(layer.second_rotation), int(layer.window is not None),

@@ -3,8 +3,10 @@
 // rows, the products by panels.
 #include "attention.h"
 #include "linear.h"
+#include "low_rank.h"
 #include "threads.h"
 
+#include <algorithm>
 #include <vector>
 
 struct Layer {
@@ -32,6 +34,8 @@ struct Step {
   Cache cache[2];
   void *const *k, *const *v;  // by layer, float32, or bfloat16 where `narrow`
   int64_t narrow;
+  const int64_t* adapter;            // (rows,): which of `low_rank` a row goes through, or -1; null: no row has one
+  const LowRank* const* low_rank;    // of each adapter, (layers, MAPS)
   int64_t logit_rows;
   const int64_t* wanted;  // (logit_rows,)
   float* logits;          // (logit_rows, V)
@@ -39,6 +43,8 @@ struct Step {
 };
 
 namespace {
+
+enum Map { Q, K, V, O, GATE, UP, DOWN, MAPS };
 
 // Memory of a step, kept from call to call.
 struct Scratch {
@@ -85,18 +91,50 @@ struct Pass {
     }
   }
 
-  // Where the product at the end of a branch goes.
+  // Where a product goes. With adapters in the step, what they add is there first: see `adapt`.
+  Product begin_branch(const Linear& w, float* y) const { return {&w, y, w.out, step.adapter != nullptr}; }
   Product end_of_branch(const Linear& w, const float* post_norm) const {
-    return {&w, post_norm ? scratch.branch.data() : step.x, model.width, !post_norm};
+    if (post_norm) return begin_branch(w, scratch.branch.data());
+    return {&w, step.x, model.width, true};
   }
 
-  void norm_rows(const float* before, const float* weight, const Rows& to, int64_t begin, int64_t end) const {
-    std::vector<float> row(model.width);
-    add_branch(before, begin, end);
-    for (int64_t r = begin; r < end; r++) {
-      rms_norm(step.x + r * model.width, weight, model.width, model.eps, row.data());
-      quantize_row(row.data(), to, r);
+  // Calls work(r, count) for [begin, end) in runs of rows that go through the same adapter.
+  template <class F>
+  void runs(int64_t begin, int64_t end, const F& work) const {
+    for (int64_t r = begin, count; r < end; r += count) {
+      for (count = 1; count < ROWS_OF_PRODUCT && r + count < end; count++)
+        if (step.adapter && step.adapter[r + count] != step.adapter[r]) break;
+      work(r, count);
     }
+  }
+
+  // Lays down what the adapter of rows [r, r + count) adds to a product, before the product is added to it. x
+  // (count, in): the rows as they were before they were rounded. Products that end a branch without a norm behind it add
+  // to the residual stream; all others begin at zero.
+  void adapt(int64_t layer, Map map, const Product& to, const float* x, int64_t r, int64_t count) const {
+    if (!step.adapter) return;
+    float* y = to.y + r * to.stride;
+    if (to.y != step.x) std::fill(y, y + count * to.stride, 0.0f);
+    if (step.adapter[r] < 0) return;
+    const LowRank& w = step.low_rank[step.adapter[r]][layer * MAPS + map];
+    int64_t t = 0;
+    if (count == ROWS_OF_PRODUCT) add_low_rank<ROWS_OF_PRODUCT>(w, to.w->in, to.w->out, x, y, to.stride), t = count;
+    for (; t < count; t++) add_low_rank<1>(w, to.w->in, to.w->out, x + t * to.w->in, y + t * to.stride, to.stride);
+  }
+
+  // x += norm(branch) of the branch before, then norm(x), rounded, and what adapters make of it: products[k] is of
+  // the layer's map `first` + k.
+  void norm_rows(const float* before, const float* weight, const Rows& to, int64_t layer, Map first,
+                 const Product* products, int count, int64_t begin, int64_t end) const {
+    std::vector<float> x(ROWS_OF_PRODUCT * model.width);
+    add_branch(before, begin, end);
+    runs(begin, end, [&](int64_t r, int64_t rows) {
+      for (int64_t t = 0; t < rows; t++) {
+        rms_norm(step.x + (r + t) * model.width, weight, model.width, model.eps, x.data() + t * model.width);
+        quantize_row(x.data() + t * model.width, to, r + t);
+      }
+      for (int k = 0; k < count; k++) adapt(layer, Map(first + k), products[k], x.data(), r, rows);
+    });
   }
 
   // Rotates the queries in place, and the keys on their way into the cache.
@@ -147,7 +185,7 @@ struct Pass {
   }
 
   // The parts of each head joined, and the row of all heads rounded.
-  void join_rows(const Rows& to, int64_t begin, int64_t end) const {
+  void join_rows(const Rows& to, int64_t layer, const Product& o, int64_t begin, int64_t end) const {
     int64_t E = model.head_width, group = model.heads / model.kv_heads, floats = part_floats(E);
     for (int64_t r = begin; r < end; r++) {
       float* out = scratch.attended.data() + r * model.heads * E;
@@ -157,6 +195,8 @@ struct Pass {
       }
       quantize_row(out, to, r);
     }
+    const float* x = scratch.attended.data();
+    runs(begin, end, [&](int64_t r, int64_t rows) { adapt(layer, O, o, x + r * model.heads * E, r, rows); });
   }
 
   void gate_blocks(const Rows& to, int64_t begin, int64_t end) const {
@@ -185,28 +225,34 @@ struct Pass {
   void run_layer(int64_t i, Worker& worker) const {
     const Layer& layer = model.layer[i];
     const float* before = i > 0 ? model.layer[i - 1].mlp_post_norm : nullptr;
-    int64_t n = step.rows, q_width = model.heads * model.head_width, kv_width = model.kv_heads * model.head_width;
+    int64_t n = step.rows, q_width = model.heads * model.head_width;
     Rows narrow = scratch.rows(n, model.width), heads = scratch.rows(n, q_width), wide = scratch.rows(n, model.mlp_width);
-    worker.phase(n, 1, [&](int64_t begin, int64_t end) { norm_rows(before, layer.attention_norm, narrow, begin, end); });
-    Product qkv[] = {{&layer.q, scratch.q.data(), q_width, false},
-                     {&layer.k, scratch.k.data(), kv_width, false},
-                     {&layer.v, scratch.v.data(), kv_width, false}};
+    Product qkv[] = {begin_branch(layer.q, scratch.q.data()), begin_branch(layer.k, scratch.k.data()),
+                     begin_branch(layer.v, scratch.v.data())};
+    worker.phase(n, 1, [&](int64_t begin, int64_t end) {
+      norm_rows(before, layer.attention_norm, narrow, i, Q, qkv, 3, begin, end);
+    });
     products(worker, qkv, 3, narrow);
     if (step.narrow)
       attention(layer, static_cast<uint16_t*>(step.k[i]), static_cast<uint16_t*>(step.v[i]), worker);
     else
       attention(layer, static_cast<float*>(step.k[i]), static_cast<float*>(step.v[i]), worker);
-    worker.phase(n, 1, [&](int64_t begin, int64_t end) { join_rows(heads, begin, end); });
     Product o = end_of_branch(layer.o, layer.attention_post_norm);
+    worker.phase(n, 1, [&](int64_t begin, int64_t end) { join_rows(heads, i, o, begin, end); });
     products(worker, &o, 1, heads);
+    Product gate_up[] = {begin_branch(layer.gate, scratch.gate.data()), begin_branch(layer.up, scratch.up.data())};
     worker.phase(n, 1, [&](int64_t begin, int64_t end) {
-      norm_rows(layer.attention_post_norm, layer.mlp_norm, narrow, begin, end);
+      norm_rows(layer.attention_post_norm, layer.mlp_norm, narrow, i, GATE, gate_up, 2, begin, end);
     });
-    Product gate_up[] = {{&layer.gate, scratch.gate.data(), model.mlp_width, false},
-                         {&layer.up, scratch.up.data(), model.mlp_width, false}};
     products(worker, gate_up, 2, narrow);
     worker.phase(n * model.mlp_width / BLOCK, 24, [&](int64_t begin, int64_t end) { gate_blocks(wide, begin, end); });
     Product down = end_of_branch(layer.down, layer.mlp_post_norm);
+    if (step.adapter) {
+      const float* x = scratch.gate.data();
+      worker.phase(n, 1, [&](int64_t begin, int64_t end) {
+        runs(begin, end, [&](int64_t r, int64_t rows) { adapt(i, DOWN, down, x + r * model.mlp_width, r, rows); });
+      });
+    }
     products(worker, &down, 1, wide);
   }
 
@@ -227,7 +273,7 @@ struct Pass {
 
 static const int64_t ROWS_OF_TILE = 16;
 static const int64_t MOST_PARTS = 1 << 24;  // floats
-static const int64_t PHASES_OF_LAYER = 10, PHASES_OF_HEAD = 3;
+static const int64_t PHASES_OF_LAYER = 11, PHASES_OF_HEAD = 3;
 
 int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
