@@ -141,6 +141,21 @@ def test_it_pauses_when_it_does_not_pay_and_tries_again_ever_less_often():
     assert all(b > 1.5 * a for a, b in pairwise(gaps))
 
 
+def test_no_guesses_while_prompts_are_computed(always):
+    """The step is full then, and what a guess brings could not be told from what the prompt cost."""
+    engine = Engine(tiny_model(max_positions=192), TOKENIZER, speculate=8, max_tokens_per_step=24,
+                    executor=Scripted([65, 66, 67, 68], 258))  # fmt: skip
+    engine.add(Request([65, 66, 67, 68] * 2, SamplingParams(max_tokens=60, temperature=0)))
+    sizes = [len(engine.step()[0].token_ids) for _ in range(3)]
+    assert max(sizes) > 1
+    engine.add(Request([70] * 100, SamplingParams(max_tokens=1, temperature=0)))
+    during = []
+    while engine.scheduler.prompts_due:
+        during += [len(output.token_ids) for output in engine.step() if output.request_id == 0]
+    assert len(during) >= 4 and set(during) == {1}
+    assert len(engine.step()[0].token_ids) > 1
+
+
 def test_guesses_leave_every_request_its_own_token():
     engine = Engine(tiny_model(max_positions=192), max_batch=4, max_tokens_per_step=5, speculate=8)
     for i in range(4):

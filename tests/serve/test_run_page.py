@@ -159,6 +159,9 @@ def test_a_real_run_with_a_tiny_model(browser, tmp_path, language):
             for model in ("tiny", "adapted"):
                 body = {"model": model, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 3}
                 assert json.loads(post(f"{url}/v1/chat/completions", body))["choices"]
+            asked = {"model": "documents", "messages": [{"role": "user", "content": "What does copy_target return?"}]}
+            said = json.loads(post(f"{url}/v1/chat/completions", asked))["choices"][0]["message"]["content"]
+            assert "[1] copy.md, line " in said or "Not in the documents." in said
     finally:
         page.close()
         parts.close()

@@ -152,7 +152,8 @@ class Engine(Faces):
         that suffers. When the executor raises, nothing has happened: the next step tries again.
         """
         outputs = self._expire()
-        self.speculation.propose(self.scheduler.running, self.scheduler.max_tokens_per_step)
+        scheduler = self.scheduler
+        self.speculation.propose(scheduler.running, scheduler.max_tokens_per_step, scheduler.prompts_due)
         plan = self.scheduler.schedule()
         if not plan:
             return outputs

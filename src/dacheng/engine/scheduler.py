@@ -44,6 +44,12 @@ class Scheduler:
         return bool(self.running or self.waiting)
 
     @property
+    def prompts_due(self) -> bool:
+        """Whether the next step computes parts of prompts, as far as that can be told before."""
+        admits = bool(self.waiting) and len(self.running) < self.max_batch
+        return admits or any(request.pending > 1 for request in self.running)
+
+    @property
     def longest(self) -> int:
         """Tokens of one request, prompt included, that context and cache have room for."""
         return min(self.max_context, self.cache.max_tokens)

@@ -88,13 +88,16 @@ class Speculation:
     def paused(self) -> bool:
         return self.step < self.resume
 
-    def propose(self, running: Sequence[Request], budget: int) -> None:
-        """Sets the drafts of requests that generate, `budget` tokens at most beside the one that each gets anyway."""
+    def propose(self, running: Sequence[Request], budget: int, prompts_due: bool = False) -> None:
+        """Sets the drafts of requests that generate, `budget` tokens at most beside the one that each gets anyway.
+        prompts_due: the step computes prompts too. Then there are none: such a step has no room to spare, and cannot
+        tell what drafts would bring."""
         if not self.most:
             return
         self.step += 1
         pace = self.paces.setdefault(len(running), _Pace())
-        drafting = not self.paused and pace.plain_steps >= PLAIN_STEPS and self.step % REMEASURED != 0
+        measured = pace.plain_steps >= PLAIN_STEPS and self.step % REMEASURED != 0
+        drafting = measured and not self.paused and not prompts_due
         left, wanted = budget - len(running), list[tuple[Request, int]]()
         for request in running:
             request.drafts, request.proposals = [], []

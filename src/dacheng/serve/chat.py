@@ -13,6 +13,7 @@ from dacheng.errors import DachengError
 from dacheng.protocols import SamplingParams
 from dacheng.serve.api_error import APIError, bad_request, from_dacheng
 from dacheng.serve.generation import Job, run_job
+from dacheng.serve.grounded import grounded_events
 from dacheng.serve.metrics import Meter
 from dacheng.serve.reasoning import CLOSE, OPEN, ReasoningSplitter
 from dacheng.serve.served_model import ServedModel
@@ -124,6 +125,10 @@ async def chat_events(
     salt: str,
 ) -> AsyncGenerator[Event, None]:
     """Started, then deltas and calls, and Finished for each index. Closing it cancels what still runs."""
+    if model.grounding is not None:
+        async for event in grounded_events(model.grounding, model.tokenizer, request, meter, most_tokens):
+            yield event
+        return
     prompt, text = await render(model, request)
     max_tokens = room_for_answer(model, len(prompt), request.max_tokens, most_tokens)
     opened = text.rstrip()

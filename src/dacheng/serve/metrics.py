@@ -65,7 +65,7 @@ class _EngineStats:
     def collect(self) -> Iterator[Any]:
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-        stats = [(model.name, model.engine.stats()) for model in self._models.served if not model.adapter]
+        stats = [(model.name, model.engine.stats()) for model in self._models.served if model.is_own]
         for names, family in ((_GAUGES, GaugeMetricFamily), (_COUNTERS, CounterMetricFamily)):
             for key, (name, says) in names.items():
                 metric = family(name, says, labels=["model_name"])

@@ -42,6 +42,8 @@ class CompletionRequest:
 
 async def completions(exchange: Exchange) -> Any:
     model = exchange.find_model()
+    if model.grounding is not None:
+        raise bad_request("model", "this one answers questions in chats; use /v1/chat/completions")
     stream = exchange.body.flag("stream")
     request = await read_completion_request(exchange, model, stream)
     exchange.body.done()

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 HOST = "127.0.0.1"
 ADAPTED = "adapted"  # the name of the adapted model for clients
+DOCUMENTS = "documents"  # the name of what answers from the documents, in the way that the exam found best
 
 
 class _Shown:
@@ -48,10 +50,11 @@ class _Shown:
 @contextlib.contextmanager
 def serve_run(run: Run, parts: Parts, room: ModelRoom | None, port: int = 8000, drain_s: float = 2.0) -> Iterator[str]:
     """The URL of a server that runs inside the block: the page at /run, and OpenAI's and Anthropic's APIs of the model
-    of `room`, under its name, and as "adapted" with the adapter once there is one. It listens on this machine only."""
+    of `room`, under its name, as "adapted" with the adapter once there is one, and as "documents" with retrieval, gate
+    and citations. It listens on this machine only."""
     from dacheng.stages.adapting.model_room import LoopThread
 
-    served = [] if room is None else [_served(room)]
+    served = [] if room is None else [_served(room), _grounded(room, run)]
     models, shown = Models(served), _Shown(run, parts)
     if room is not None:
         room.on_adapter = lambda name, path: _take_adapter(models, served[0], name, path)
@@ -99,9 +102,14 @@ def _served(room: ModelRoom) -> ServedModel:
     )  # fmt: skip
 
 
+def _grounded(room: ModelRoom, run: Run) -> ServedModel:
+    def ask(question: str) -> dict[str, Any]:
+        return run.ask(question, run.best_mode())
+
+    return replace(_served(room), names=(DOCUMENTS,), grounding=ask)
+
+
 def _take_adapter(models: Models, base: ServedModel, name: str, path: Path) -> None:
     """Clients that ask for "adapted" get this version of the adapter from now on."""
-    from dataclasses import replace
-
     made = replace(adapter_model(base, ADAPTED, path), adapter=name)
     models.served = [model for model in models.served if model.names != (ADAPTED,)] + [made]

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from dacheng.engine.engine import StepOutput
+    from dacheng.serve.grounded import Grounding
     from dacheng.text import ChatRenderer, Tokenizer
 
 DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")  # that generation_config.json may set
@@ -55,7 +56,7 @@ class ServedModel:
     (`no_chat` says why). tool_format: see tool_calls. end_ids: tokens that end a text beside the tokenizer's EOS.
     defaults: sampling parameters of requests that do not set them. marker_ids: special tokens that are shown in a chat
     because they mark calls and thoughts. adapter: of the engine, which every request goes through; then root is the
-    name of its directory, parent that of its base."""
+    name of its directory, parent that of its base. grounding: what answers chats in place of the model alone."""
 
     names: tuple[str, ...]
     engine: ServingEngine
@@ -70,6 +71,7 @@ class ServedModel:
     defaults: dict[str, Any] = field(default_factory=dict)
     marker_ids: frozenset[int] = frozenset()
     adapter: str = ""
+    grounding: Grounding | None = None
     root: str = ""
     parent: str | None = None
     created: int = field(default_factory=lambda: int(time.time()))
@@ -77,6 +79,11 @@ class ServedModel:
     @property
     def name(self) -> str:
         return self.names[0]
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it has its engine for itself, or is the first of those that share one."""
+        return not self.adapter and self.grounding is None
 
     @classmethod
     def of(

@@ -166,10 +166,11 @@ function share(score, row) {
 function reach(state) {
   byId("reach").hidden = !(state.stage === "ready" && state.url && state.model);
   if (byId("reach").hidden) return;
-  const base = state.url.replace(/\/run$/, ""), model = state.rows.adapted ? "adapted" : state.served ?? "base";
-  byId("curl").textContent = `curl ${base}/v1/chat/completions -H 'Content-Type: application/json' \\\n`
-    + `  -d '{"model": "${model}", "messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 64}'`;
+  const base = state.url.replace(/\/run$/, ""), question = Object.keys(state.probes)[0] ?? text("write");
+  const messages = [{ role: "user", content: question }];
+  const body = JSON.stringify({ model: "documents", messages }).replaceAll("'", "'\\''");
+  byId("curl").textContent = `curl ${base}/v1/chat/completions -H 'Content-Type: application/json' \\\n  -d '${body}'`;
   byId("python").textContent = `from openai import OpenAI\n\nclient = OpenAI(base_url="${base}/v1", api_key="none")\n`
-    + `answer = client.chat.completions.create(model="${model}", max_tokens=64,\n`
-    + `    messages=[{"role": "user", "content": "Hello!"}])\nprint(answer.choices[0].message.content)`;
+    + `answer = client.chat.completions.create(model="documents", messages=${JSON.stringify(messages)})\n`
+    + "print(answer.choices[0].message.content)";
 }

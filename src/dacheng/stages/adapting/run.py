@@ -268,6 +268,12 @@ class Run:
                     return self.parts.show(self.parts.answer(question, mode))
             return self.parts.show(self.parts.answer(question, mode))
 
+    def best_mode(self) -> str:
+        """How to answer someone who does not choose: as the exam found most helpful; until then by quoting."""
+        path = self.out / RESULT
+        winner = read_json(path)["verdict"]["winner"] if path.exists() else "quote"
+        return winner if winner in ("adapted", "sources") else "quote"
+
     def pull_plug(self) -> bool:
         """Kills the trainer, as pulling the plug would. False where none is at work."""
         training = self._training
