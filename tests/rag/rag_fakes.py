@@ -63,7 +63,7 @@ class FakeStore:
 class FakeRetriever:
     """Ranks by the idf of the question's terms that a passage has."""
 
-    mode = "bm25"
+    mode, encoder = "bm25", None
 
     def __init__(self, passages: Sequence[Passage]) -> None:
         self.store, self.rarity = FakeStore(passages), Rarity.of(passages)

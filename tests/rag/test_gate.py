@@ -11,7 +11,7 @@ from rag_fakes import FakeRetriever, FakeStore, library
 from dacheng.errors import DamagedFile, UsageError
 from dacheng.evaluate.answers import auroc
 from dacheng.rag.calibration import calibrate
-from dacheng.rag.gate import FEATURES, Gate, best_threshold, gate_features
+from dacheng.rag.gate import FALSE_PASS, FEATURES, Gate, best_threshold, gate_features
 from dacheng.rag.questions import Rarity, split_questions
 
 
@@ -51,7 +51,9 @@ def test_the_same_seed_gives_the_same_gate_and_json_keeps_it():
     assert Gate.from_dict(json.loads(json.dumps(gate.to_dict()))) == gate
 
 
-@pytest.mark.parametrize("change", [{"weights": [1.0]}, {"features": ["a"]}, {"scale": [0.0] * 8}, {"bias": "x"}])
+@pytest.mark.parametrize(
+    "change", [{"weights": [1.0]}, {"features": ["a"]}, {"scale": [0.0] * len(FEATURES)}, {"bias": "x"}]
+)
 def test_a_gate_that_is_none(change):
     with pytest.raises(DamagedFile):
         Gate.from_dict({**Gate.uncalibrated().to_dict(), **change})
@@ -65,6 +67,19 @@ def test_the_threshold_has_the_best_balanced_accuracy():
     every = [((scores[labels] >= t).mean() + (scores[~labels] < t).mean()) / 2 for t in np.linspace(0, 1, 101)]
     assert accuracy == pytest.approx(max(every))
     assert ((scores[labels] >= threshold).mean() + (scores[~labels] < threshold).mean()) / 2 == pytest.approx(accuracy)
+
+
+def test_a_threshold_lets_no_more_pass_than_it_may():
+    scores = np.array([0.1, 0.2, 0.7, 0.75, 0.3, 0.6, 0.8, 0.9])
+    labels = np.array([0, 0, 0, 0, 1, 1, 1, 1], dtype=bool)
+    for most in (0.0, 0.25, 0.5, 1.0):
+        threshold, _ = best_threshold(scores, labels, most)
+        assert (scores[~labels] >= threshold).mean() <= most
+    assert best_threshold(scores, labels, 0.0)[0] == pytest.approx(0.775)
+    x, y = _clouds(4, n=300, apart=1.0)
+    gate = Gate.fit(x, y)
+    passing = [gate.passes(gate.score_features(row)) for row, yes in zip(x, y) if not yes]
+    assert sum(passing) / len(passing) <= FALSE_PASS + 0.05  # the bound is of held-out folds
 
 
 def test_too_few_questions():

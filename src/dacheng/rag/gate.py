@@ -16,10 +16,13 @@ from numpy.typing import NDArray
 
 from dacheng.errors import DamagedFile, UsageError
 from dacheng.evaluate.answers import auroc
-from dacheng.rag.questions.rarity import Rarity, folded_terms, passage_terms
-from dacheng.text.analyzer import analyze_query
+from dacheng.rag.citations import SIGNATURE
+from dacheng.rag.questions.rarity import Rarity, fold, folded_terms, passage_terms
+from dacheng.rag.sentences import sentences
+from dacheng.text.analyzer import analyze, analyze_query
 
 if TYPE_CHECKING:
+    from dacheng.rag.passages import Passage
     from dacheng.rag.retrieve import Hit
 
 Floats = NDArray[np.float64]
@@ -31,9 +34,14 @@ FEATURES = (
     "share_best",  # the same, in whichever of the passages has most
     "missing",  # idf of the rarest term that the best passage lacks, as a share of the largest idf there can be
     "nowhere",  # of the question's idf, the share in terms that no passage has
-    "cosine",  # of the dense vectors; 0 without an encoder
+    "cosine",  # of the dense vectors, the largest; 0 without an encoder
+    "cosine_first",  # that of the best passage
+    "cosine_margin",  # how far the largest stands above the mean of the others
+    "cosine_first_margin",  # how far that of the best passage does
+    "share_lead",  # of the question's idf, the share in the best passage's heading and first sentence
 )
 _FOLDS, _NEWTON_STEPS, _L2 = 5, 25, 1.0
+FALSE_PASS = 0.1  # of the calibration's questions without an answer, at most, pass a gate
 MIN_EACH = 5  # answerable and unanswerable questions to calibrate on
 
 
@@ -65,7 +73,8 @@ class Gate:
     @classmethod
     def fit(cls, features: Sequence[Floats], answerable: Sequence[bool], seed: int = 0, *, forms: int = 1) -> Gate:
         """Logistic regression with L2 by Newton's method (IRLS), each class with the same total weight; the threshold
-        has the best balanced accuracy on scores of questions left out of the fit (five folds).
+        has the best balanced accuracy on scores of questions left out of the fit (five folds), of those that let at
+        most FALSE_PASS of the unanswerable ones pass.
 
         features: one row of len(FEATURES) a question. forms: the rows are so many blocks of the same questions in other
         words; all forms of one are left out together. Raises UsageError with fewer than MIN_EACH of either class.
@@ -82,12 +91,12 @@ class Gate:
         z = (x - mean) / scale
         held = np.zeros(len(y))
         fold_of = np.tile(_folds(y[: len(y) // forms], seed), forms)
-        for fold in range(_FOLDS):
-            out = fold_of == fold
+        for left_out in range(_FOLDS):
+            out = fold_of == left_out
             weights, bias = _newton(z[~out], y[~out])
             held[out] = _sigmoid(z[out] @ weights + bias)
         weights, bias = _newton(z, y)
-        threshold, accuracy = best_threshold(held, y)
+        threshold, accuracy = best_threshold(held, y, FALSE_PASS)
         return cls(tuple(weights.tolist()), float(bias), tuple(mean.tolist()), tuple(scale.tolist()), threshold,
                    auroc(held.tolist(), y.tolist()), accuracy, (int(y.sum()), int((~y).sum())))  # fmt: skip
 
@@ -127,7 +136,7 @@ class Gate:
 def gate_features(question: str, hits: Sequence[Hit], rarity: Rarity) -> Floats:
     """(len(FEATURES),) of one question and the passages found for it, best first."""
     if not hits:
-        return np.array([0, 0, 0, 0, 0, 1, 1, 0], dtype=np.float64)
+        return np.array([0, 0, 0, 0, 0, 1, 1, 0, 0, 0, 0, 0], dtype=np.float64)
     terms = folded_terms(analyze_query(question))
     weight = {term: rarity.idf(term) for term in terms}
     total = sum(weight.values()) or 1.0
@@ -135,6 +144,9 @@ def gate_features(question: str, hits: Sequence[Hit], rarity: Rarity) -> Floats:
     shares = [sum(weight[t] for t in terms if t in found) / total for found in held]
     scores = sorted((hit.bm25 or 0.0 for hit in hits), reverse=True)
     top = max(scores[0], 0.0)
+    lead = lead_terms(hits[0].passage)
+    cosines = [hit.cosine or 0.0 for hit in hits]
+    others = sorted(cosines)[:-1] or [0.0]
     return np.array(
         [
             math.log1p(top),
@@ -144,20 +156,32 @@ def gate_features(question: str, hits: Sequence[Hit], rarity: Rarity) -> Floats:
             max(shares),
             max((weight[t] for t in terms if t not in held[0]), default=0.0) / max(rarity.largest_idf, 1e-9),
             sum(weight[t] for t in terms if t not in rarity) / total,
-            max((hit.cosine for hit in hits if hit.cosine is not None), default=0.0),
+            max(cosines),
+            cosines[0],
+            max(cosines) - sum(others) / len(others),
+            cosines[0] - sum(cosines[1:] or [0.0]) / max(1, len(cosines) - 1),
+            sum(weight[t] for t in terms if t in lead) / total,
         ],
         dtype=np.float64,
     )
 
 
-def best_threshold(scores: Floats, labels: NDArray[np.bool_]) -> tuple[float, float]:
-    """(threshold, balanced accuracy): the mean of both classes' recall is largest when scores >= threshold pass. In the
-    middle between two scores, of equal ones the widest gap."""
+def lead_terms(passage: Passage) -> frozenset[str]:
+    """The distinct folded terms of a passage's heading and of its first sentence that is no signature."""
+    said = (s.text for s in sentences(passage.text) if not s.is_example and not SIGNATURE.match(s.text))
+    return frozenset(map(fold, analyze(f"{passage.heading}\n{next(said, '')}")))
+
+
+def best_threshold(scores: Floats, labels: NDArray[np.bool_], most_false: float = 1.0) -> tuple[float, float]:
+    """(threshold, balanced accuracy): the mean of both classes' recall is largest when scores >= threshold pass, among
+    thresholds that let at most a share `most_false` of the false ones pass. In the middle between two scores, of equal
+    ones the widest gap."""
     values = np.unique(scores)
     middles = np.concatenate([[values[0] - 1e-6], (values[1:] + values[:-1]) / 2, [values[-1] + 1e-6]])
     gaps = np.concatenate([[0.0], values[1:] - values[:-1], [0.0]])
     accuracies = [((scores[labels] >= m).mean() + (scores[~labels] < m).mean()) / 2 for m in middles]
-    best = max(range(len(middles)), key=lambda i: (round(accuracies[i], 12), gaps[i]))
+    allowed = [i for i, m in enumerate(middles) if (scores[~labels] >= m).mean() <= most_false]  # the last one always
+    best = max(allowed, key=lambda i: (round(accuracies[i], 12), gaps[i]))
     return float(middles[best]), float(accuracies[best])
 
 

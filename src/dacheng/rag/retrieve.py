@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from dacheng.errors import UsageError
 from dacheng.rag.passages import Passage
+from dacheng.rag.scripts import language_of
 from dacheng.rag.store import PassageStore
 from dacheng.text.analyzer import analyze_query
 
@@ -21,7 +23,7 @@ HEADING_WEIGHT = 3.0  # of a term in the heading, against 1 in the text
 _MAX_TERMS = 256  # of one question
 NO_ENCODER = "use bm25, or name an encoder's directory in DACHENG_ENCODER, then dacheng rag index … --vectors"
 _DEPTH = 100  # of each ranking that hybrid joins
-DENSE_WEIGHT = 0.4  # of the cosine in hybrid, against 0.6 of BM25 (docs/lab-notes/retrieval.md)
+DENSE_WEIGHT, SHARPNESS = 1.5, 3.0  # of the cosine in hybrid; how soon words give way (docs/lab-notes/retrieval.md)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,16 +43,18 @@ class Retriever:
     """Searches a store; safe from several threads. encoder: makes vectors of questions, whose passages' vectors are in
     the store.
 
-    Hybrid joins the best hundred of both rankings by a weighted sum of scores, each divided by its greatest
-    (0.6 · bm25 + 0.4 · cosine; convex combination, Bruch et al. 2023). With `k_rrf`, by reciprocal ranks instead
-    (Cormack et al. 2009): sum of 1 / (k_rrf + rank), which is worse than BM25 alone where one ranking knows little, as
-    an English encoder does of Chinese (docs/lab-notes/retrieval.md).
+    Hybrid joins the best hundred of both rankings by a weighted sum of scores (convex combination, Bruch et al. 2023),
+    in which words count as much as the best passage has of what the question's terms are worth: where the passages have
+    the question's words, words decide; where they have few of them, meaning does. With `k_rrf`, by
+    reciprocal ranks instead (Cormack et al. 2009): sum of 1 / (k_rrf + rank), which is worse than BM25 alone where one
+    ranking knows little, as an English encoder does of Chinese (docs/lab-notes/retrieval.md).
     """
 
     def __init__(self, store: PassageStore, encoder: Encoder | None = None, *, k_rrf: int | None = None) -> None:
         self.store, self.encoder, self.k_rrf = store, encoder, k_rrf
         self._guard = threading.Lock()
         self._vectors: tuple[int, VectorIndex] | None = None
+        self._idf: tuple[int, int, dict[str, float]] = (-1, 0, {})
 
     @property
     def mode(self) -> RetrievalMode:
@@ -66,7 +70,7 @@ class Retriever:
             raise UsageError("searching by vectors needs an encoder", field="mode", value=mode, remedy=NO_ENCODER)
         if k < 1:
             return []
-        if mode == "bm25" or self.encoder is None:
+        if mode == "bm25" or self.encoder is None or (mode == "hybrid" and not self._reads(query)):
             ranked = self._bm25(query, k)
             return self._hits(ranked, {}, [(number, score) for number, score in ranked])
         if mode == "dense":
@@ -76,7 +80,7 @@ class Retriever:
         terms = self._bm25(query, depth)
         nearest, cosines = self._dense(query, depth, [number for number, _ in terms])
         if self.k_rrf is None:
-            scores = weighted_scores(dict(terms), cosines)
+            scores = weighted_scores(dict(terms), cosines, self._worth(query))
         else:
             scores = reciprocal_ranks((terms, nearest), self.k_rrf)
         best = sorted(scores.items(), key=lambda item: (-item[1], item[0]))[:k]
@@ -107,14 +111,36 @@ class Retriever:
             if number in passages  # it may have been removed in the meantime
         ]
 
+    def _reads(self, query: str) -> bool:
+        """Whether the encoder's vectors of such a question mean something: those of an English one of Chinese do
+        not, and words alone find more (docs/lab-notes/retrieval.md)."""
+        from dacheng.rag.dense import ENGLISH
+
+        assert self.encoder is not None
+        return not self.encoder.name.startswith(ENGLISH) or query.isascii() or language_of(query) == "en"
+
     def _bm25(self, query: str, k: int) -> list[tuple[int, float]]:
         """(id, score) best first. Every term is quoted, so that no word of a question is an operator of FTS5."""
-        terms = analyze_query(query)[:_MAX_TERMS]
+        terms = _terms(query)
         if not terms:
             return []
-        match = " OR ".join('"' + term.replace('"', '""') + '"' for term in terms)
+        match = " OR ".join(map(_quoted, terms))
         sql = "SELECT rowid, bm25(terms, ?, 1.0) AS score FROM terms WHERE terms MATCH ? ORDER BY score, rowid LIMIT ?"
         return [(number, -score) for number, score in self.store.query(sql, (HEADING_WEIGHT, match, k))]
+
+    def _worth(self, query: str) -> float:
+        """Σ idf of the question's terms, as FTS5 counts it; kept by term until something is written to the store."""
+        with self._guard:
+            version = self.store.version
+            if self._idf[0] != version:
+                self._idf = (version, len(self.store), {})
+            _, passages, known = self._idf
+        for term in (terms := _terms(query)):
+            if term not in known:
+                sql = "SELECT count(*) FROM terms WHERE terms MATCH ?"
+                n = int(self.store.query(sql, (_quoted(term),))[0][0])
+                known[term] = max(math.log((passages - n + 0.5) / (n + 0.5)), 1e-6) if n <= passages else 1e-6
+        return sum(known[term] for term in terms)
 
     def _dense(
         self, query: str, k: int, others: Sequence[int] = ()
@@ -141,13 +167,16 @@ class Retriever:
             return self._vectors[1]
 
 
-def weighted_scores(bm25: Mapping[int, float], cosines: Mapping[int, float]) -> dict[int, float]:
-    """For each id of either: (1 - w) · bm25 / max + w · cosine / max, with w = DENSE_WEIGHT; 0 for what is absent."""
-    top_bm25, top_cosine = max(bm25.values(), default=0.0), max(cosines.values(), default=0.0)
-    of_bm25 = (1 - DENSE_WEIGHT) / (top_bm25 if top_bm25 > 0 else 1.0)
-    of_cosine = DENSE_WEIGHT / (top_cosine if top_cosine > 0 else 1.0)
+def weighted_scores(bm25: Mapping[int, float], cosines: Mapping[int, float], worth: float) -> dict[int, float]:
+    """For each id of either: share^SHARPNESS · bm25 / max + w · cosine, with w = DENSE_WEIGHT; 0 for what is absent.
+
+    worth: Σ idf of the question's terms; share = max / worth says how much of the question the best passage has, near 1
+    where it was asked in the documents' words and near 1/2 where it was not, and then words mislead.
+    """
+    top = max(bm25.values(), default=0.0)
+    of_bm25 = (top / worth) ** SHARPNESS / top if top > 0 and worth > 0 else 0.0
     return {
-        number: of_bm25 * bm25.get(number, 0.0) + of_cosine * cosines.get(number, 0.0)
+        number: of_bm25 * bm25.get(number, 0.0) + DENSE_WEIGHT * cosines.get(number, 0.0)
         for number in bm25.keys() | cosines.keys()
     }
 
@@ -159,3 +188,12 @@ def reciprocal_ranks(rankings: Sequence[Sequence[tuple[int, float]]], k_rrf: int
         for rank, (number, _) in enumerate(ranking, 1):
             scores[number] = scores.get(number, 0.0) + 1.0 / (k_rrf + rank)
     return scores
+
+
+def _terms(query: str) -> list[str]:
+    return analyze_query(query)[:_MAX_TERMS]
+
+
+def _quoted(term: str) -> str:
+    """For MATCH: no word of a question is an operator of FTS5."""
+    return '"' + term.replace('"', '""') + '"'

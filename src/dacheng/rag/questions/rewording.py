@@ -9,11 +9,11 @@ import re
 from collections.abc import Sequence
 
 from dacheng.rag.questions.question import Question, make_id
-from dacheng.text.analyzer import STOP_WORDS
+from dacheng.text.analyzer import STOP_WORDS, stem
 
 FORGOTTEN = 0.5
-_PLAIN = re.compile(r"(?<![\w.])[a-z]{3,}(?![\w.(])")
-_DOTTED = re.compile(r"\b(?:\w+\.)+(\w+)")
+PLAIN = re.compile(r"(?<![\w.])[a-z]{3,}(?![\w.(])")
+DOTTED = re.compile(r"\b(?:\w+\.)+(\w+)")
 
 # Everyday words, in both directions; neither is always the other's equal, as with people.
 _GROUPS = """
@@ -66,22 +66,26 @@ def reworded(question: Question, rng: random.Random) -> Question:
 
 def plain_words(text: str) -> list[str]:
     """The everyday words of an English question: no names, no stop words."""
-    return [word for word in _PLAIN.findall(text) if word not in STOP_WORDS]
+    return [word for word in PLAIN.findall(text) if stem(word) not in STOP_WORDS]
 
 
-def forgetful(text: str, others: Sequence[str], rng: random.Random) -> str:
+def forgetful(text: str, others: Sequence[str], rng: random.Random, *, scoped: bool = False) -> str:
     """The question of somebody who has neither the document's words nor the full name of a thing: half of the everyday
-    words become others (of other questions), and half of the dotted names lose their scope.
+    words become others (of other questions) and, unless `scoped`, half of the dotted names lose their scope.
 
     A gate calibrated without them let 1 in 10 of the answerable questions pass that were asked in plain words, with
     them 3 in 10, at the same rate of stopping (docs/lab-notes/answers.md).
     """
 
     def lost(match: re.Match[str]) -> str:
-        return match[0] if not others or match[0] in STOP_WORDS or rng.random() > FORGOTTEN else rng.choice(others)
+        return (
+            match[0] if not others or stem(match[0]) in STOP_WORDS or rng.random() > FORGOTTEN else rng.choice(others)
+        )
 
-    text = _PLAIN.sub(lost, text)
-    return _DOTTED.sub(lambda match: match[1] if rng.random() < FORGOTTEN else match[0], text)
+    text = PLAIN.sub(lost, text)
+    if scoped:
+        return text
+    return DOTTED.sub(lambda match: match[1] if rng.random() < FORGOTTEN else match[0], text)
 
 
 def _english(text: str, rng: random.Random) -> str:
