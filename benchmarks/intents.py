@@ -5,11 +5,12 @@
     python benchmarks/intents.py alone   --data FOLDER --out runs/intents --seed 1   # the same student without
     python benchmarks/intents.py labels  --data FOLDER --out runs/intents --seed 1   # begun alike, by labels alone
     python benchmarks/intents.py table   --data FOLDER --out runs/intents            # accuracy, size, p50/p95 of all
+    python benchmarks/intents.py seeds   --data FOLDER --out runs/intents --seeds 3  # student beside labels, by seed
 
 FOLDER has data_full.json.gz (CLINC150: 15,000 + 100 training texts, 4,500 + 1,000 test texts of 150 intents and out of
 scope). Out of scope is a class like the others. Latency is of one query at a time, tokenizing included, on the first
-test queries in their order, models taking turns. One JSON line a row. The rows of TF-IDF + linear SVC need
-scikit-learn.
+test queries in their order, models taking turns. One JSON line a row. The table's row of TF-IDF + linear SVC, and
+the interval over seeds (Student's t of the differences seed by seed), need scikit-learn (pip install scikit-learn).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from common import need
 
 from dacheng.adapt.classifier import open_classifier, train_classifier
 from dacheng.adapt.classifier_settings import ClassifierTrainConfig
@@ -133,6 +135,7 @@ def linear_svc(train: LabelledTexts, test: LabelledTexts, names: tuple[str, ...]
 
 
 def table(args: argparse.Namespace, train: LabelledTexts, test: LabelledTexts) -> None:
+    need("sklearn", "scikit-learn")
     torch.set_num_threads(args.threads)
     names = train.names
     rows: dict[str, dict[str, Any]] = {}
@@ -153,8 +156,8 @@ def table(args: argparse.Namespace, train: LabelledTexts, test: LabelledTexts) -
             made = load_classifier(folder)
             model, tokenizer = made.model, made.tokenizer
             if "neurons" in kind:
-                rows, _ = token_rows(tokenizer, train.texts[::8], 64)
-                model = prune_neurons(model, rows, tokenizer.pad_id, model.traits.encoder.mlp_width * 3 // 4)
+                seen, _ = token_rows(tokenizer, train.texts[::8], 64)
+                model = prune_neurons(model, seen, tokenizer.pad_id, model.traits.encoder.mlp_width * 3 // 4)
             if "words" in kind:
                 model, tokenizer = cut_words(model, tokenizer, train.texts, args.vocabulary)
             if "int8" in kind:
@@ -181,12 +184,41 @@ def table(args: argparse.Namespace, train: LabelledTexts, test: LabelledTexts) -
         print(json.dumps(told), flush=True)
 
 
+def seeds(args: argparse.Namespace, test: LabelledTexts, names: tuple[str, ...]) -> None:
+    """Student from the teacher less student from the labels alone, the same seed for both."""
+    from scipy.stats import t as student_t
+
+    keys = ("accuracy_in_scope", "oos_recall", "accuracy_all", "macro_f1")
+    gaps: dict[str, list[float]] = {key: [] for key in keys}
+    for seed in range(1, args.seeds + 1):
+        rows, right = [], []
+        for arm in ("student", "labels"):
+            loaded = load_classifier(args.out / f"{arm}-{seed}{args.tag}" / "model")
+            row, whole = score(predict(loaded.model, loaded.tokenizer, test.texts).argmax(-1), test, names)
+            print(json.dumps({"figure": f"intents {arm}", "seed": seed, **row}), flush=True)
+            rows.append(row)
+            right.append(whole.right)
+        gap = paired_difference(*right)
+        over_texts = [round(gap.estimate, 4), round(gap.low, 4), round(gap.high, 4)]
+        told = {"figure": "student less labels, all texts", "seed": seed, "over_texts": over_texts}
+        print(json.dumps(told), flush=True)
+        for key in keys:
+            gaps[key].append(rows[0][key] - rows[1][key])
+    for key, found in gaps.items():
+        mean, half = float(np.mean(found)), float("nan")
+        if len(found) > 1:
+            half = float(student_t.ppf(0.975, len(found) - 1) * np.std(found, ddof=1) / len(found) ** 0.5)
+        over_seeds = [round(mean, 4), round(mean - half, 4), round(mean + half, 4)]
+        print(json.dumps({"figure": f"student less labels, {key}", "seeds": len(found), "over_seeds": over_seeds}))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("teacher", "student", "alone", "labels", "table"))
+    parser.add_argument("part", choices=("teacher", "student", "alone", "labels", "table", "seeds"))
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("runs/intents"))
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seeds", type=int, default=3, help="of the part of this name: 1 to so many")
     parser.add_argument("--epochs", type=float)
     parser.add_argument("--texts", type=int, help="of the training texts, drawn; all when left out")
     parser.add_argument("--lr", type=float, default=SMALL["lr"], help="of student, alone and labels")
@@ -204,11 +236,13 @@ def main() -> None:
     args = parser.parse_args()
     train, test = splits(args.data)
     torch.set_num_threads(args.threads)
-    if args.texts is not None and args.part != "table":
+    if args.texts is not None and args.part not in ("table", "seeds"):
         drawn = permutation(len(train), DRAW)[: args.texts]
         train = LabelledTexts(tuple(train.texts[i] for i in drawn), tuple(train.labels[i] for i in drawn))
     if args.part == "table":
         table(args, train, test)
+    elif args.part == "seeds":
+        seeds(args, test, train.names)
     else:
         {"teacher": teacher, "student": student, "alone": alone, "labels": labels}[args.part](args, train)
 

@@ -1,7 +1,7 @@
 """What pruning costs a real model, in perplexity: methods of zeros side by side, and layers dropped and healed.
 
     python benchmarks/prune.py weights [--model smollm2] [--sparsity 0.5 2:4] [--seeds 2]
-    python benchmarks/prune.py layers  [--model smollm2] [--drop 3 5 7] [--heal 5] [--steps 60]
+    python benchmarks/prune.py layers  [--model smollm2] [--drop 3 5 7] [--heal 5 0] [--steps 60]
 
 WikiText-2 valid (../shared/data/wikitext2, or --text FILE): calibration and healing use its first 60%, perplexity is of
 stretches of 512 tokens of the rest. Intervals: percentile bootstrap over the stretches; differences are paired. Seeds
@@ -118,16 +118,18 @@ def layers(args: argparse.Namespace) -> None:
         gone = sorted(set(range(depth)) - set(keep.layers))
         exam.judge(shrink(model, keep), order="block influence", dropped=gone)
         for seed in range(args.seeds):
-            gone = sorted(random.Random(seed).sample(range(depth), count))
+            drawn = [i for i in range(depth) if i not in args.spare]
+            gone = sorted(random.Random(seed).sample(drawn, count))
             kept = Keep(layers=tuple(i for i in range(depth) if i not in gone))
             exam.judge(shrink(model, kept), order=f"random {seed}", dropped=gone)
-    if args.heal:
-        cut = shrink(model, keep_layers(influence, args.heal))
-        config = HealConfig(steps=args.steps, context_length=256, batch_rows=2, lr=args.lr)
+    config = HealConfig(steps=args.steps, context_length=256, batch_rows=2, lr=args.lr)
+    for count in args.heal:
+        healed = shrink(model, keep_layers(influence, count)) if count else copy.deepcopy(model)
         with tempfile.TemporaryDirectory() as folder:
-            report = heal(cut, [ids], Path(folder), config)
-        told = {"order": f"block influence, healed by LoRA, {args.steps} steps", "healed_s": report.seconds}
-        exam.judge(cut, dropped=args.heal, tokens=report.tokens, lr=args.lr, **told)
+            report = heal(healed, [ids], Path(folder), config)
+        what = "block influence" if count else "dense"
+        told = {"order": f"{what}, healed by LoRA, {args.steps} steps", "healed_s": report.seconds}
+        exam.judge(healed, dropped=count, tokens=report.tokens, lr=args.lr, **told)
 
 
 def range_of(number: int) -> Any:
@@ -147,7 +149,8 @@ def main() -> None:
     parser.add_argument("--sparsity", nargs="+", default=["0.5", "2:4"])
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--drop", type=int, nargs="+", default=[3, 5, 7])
-    parser.add_argument("--heal", type=int, default=5)
+    parser.add_argument("--spare", type=int, nargs="*", default=[], help="layers that no random draw takes")
+    parser.add_argument("--heal", type=int, nargs="*", default=[5, 0], help="layers dropped before; 0: the whole model")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--lr", type=float, default=1e-3)
     args = parser.parse_args()

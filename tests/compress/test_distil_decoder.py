@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 
 import distil_toys as toys
+import numpy as np
 import pytest
 import torch
 
 from dacheng.align.rollouts.ask import Sampling
-from dacheng.compress.distil.decoder import DistilDecoderConfig, distil_decoder
+from dacheng.compress.distil.decoder import DistilDecoderConfig, _on_policy, distil_decoder
 from dacheng.compress.distil.on_policy import Exchange, OnPolicySource, exchange_batch
 from dacheng.compress.distil.sequence import write_answers
 from dacheng.compress.distil.stored import StoredTeacher, WithTeacher, store_top_tokens
@@ -27,6 +29,7 @@ from dacheng.objectives.distil_weights import DistilWeights
 from dacheng.objectives.next_token import NextToken, context_for
 from dacheng.protocols import SamplingParams
 from dacheng.records import Drops
+from dacheng.stages.distil import Config, decoder_settings
 from dacheng.text import ChatRenderer
 from dacheng.train.callbacks import Callback
 from dacheng.train.optimizers import OptimizerConfig
@@ -153,6 +156,53 @@ def test_a_student_comes_near_its_teacher(teacher, chats, tmp_path, changes):
     assert (made.written > 0) == bool(changes.get("share")) and (made.kept is not None) == ("top_k" in changes)
 
 
+def test_half_of_the_layers_whatever_the_config_calls_them(teacher, chats, tmp_path):
+    """GPT-2's config.json says n_layer, a GGUF file has none."""
+    made = distil_decoder(teacher, [chats], tmp_path / "out", config(layers=None, steps=1))
+    assert load_model(made.path).model.traits.layers == 2
+    assert decoder_settings(Config(teacher=str(teacher), data=(chats,), steps=1)).layers is None
+
+
+def test_a_student_is_stored_as_its_teacher_was(teacher, chats, tmp_path):
+    """In its dtype, and with what it says of generation: a chat model with two ends of a turn keeps both."""
+    loaded = load_model(teacher)
+    generation = {"eos_token_id": [loaded.tokenizer.eos_id, 3], "temperature": 0.3}
+    half = save_model(tmp_path / "half", loaded.model, loaded.tokenizer, dtype="bfloat16", generation=generation)
+    made = distil_decoder(half, [chats], tmp_path / "out", config(steps=1))
+    student = load_model(made.path)
+    assert student.model.embed.weight.dtype == torch.bfloat16 and made.path != half
+    assert {key: student.generation[key] for key in generation} == generation
+
+
+def test_what_the_student_wrote_is_no_target():
+    assert config(share=0.5, weights=None).learnt.hard == 0 and config(weights=None).learnt.hard == 0.5
+    for changes, field in (({"share": 0.5, "weights": DistilWeights(hard=0.5)}, "weights.hard"),
+                           ({"top_k": 4, "beta": 0.5}, "top_k"), ({"top_k": 4, "share": 0.5}, "top_k")):  # fmt: skip
+        with pytest.raises(UsageError) as error:
+            config(**changes)
+        assert error.value.field == field
+
+
+def test_stored_tokens_of_other_settings_are_not_taken(teacher, chats, tmp_path):
+    told = [distil_decoder(teacher, [chats], tmp_path / "out", config(steps=1, top_k=8)).kept]
+    told.append(distil_decoder(teacher, [chats], tmp_path / "out", config(steps=1, top_k=8)).kept)
+    assert told[0] == told[1]  # the second has read the first one's file
+    (tmp_path / "out" / "training").rename(tmp_path / "aside")
+    assert distil_decoder(teacher, [chats], tmp_path / "out", config(steps=1, top_k=1)).kept < told[0]
+    (tmp_path / "out" / "training").rename(tmp_path / "aside2")
+    flat = DistilWeights(soft=1.0, hard=0.0, temperature=4.0)
+    assert distil_decoder(teacher, [chats], tmp_path / "out", config(steps=1, top_k=8, weights=flat)).kept < told[0]
+
+
+def test_every_turn_of_the_assistant_is_an_exchange(teacher):
+    words = load_model(teacher).tokenizer
+    ids, learnt = np.arange(3, 13, dtype=np.int32), np.array([0, 0, 1, 1, 0, 0, 0, 1, 1, 1], np.bool_)
+    source = _on_policy([(ids, learnt)], words, config(share=0.5))
+    assert [(e.prompt, e.answer) for e in source.exchanges] == [
+        ((3, 4), (5, 6)), (tuple(range(3, 10)), (10, 11, 12)),
+    ]  # fmt: skip
+
+
 class Crash(Exception):
     pass
 
@@ -177,6 +227,12 @@ def test_plain_text_is_learnt_and_asked_nothing(teacher, tmp_path):
     made = distil_decoder(teacher, [str(tmp_path / "a.txt")], tmp_path / "out",
                           config(steps=25, weights=DistilWeights(soft=0.1, hard=1.0)))  # fmt: skip
     assert made.loss_after < 0.5 * made.loss_before  # by the text itself: the teacher has never seen such
+    packed = tmp_path / "b.md.gz"
+    packed.write_bytes(gzip.compress(b"what follows red is green " * 30))
+    assert distil_decoder(teacher, [str(packed)], tmp_path / "gz", config(steps=1)).steps == 1
+    (tmp_path / "c.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(UsageError, match="not UTF-8"):
+        distil_decoder(teacher, [str(tmp_path / "c.txt")], tmp_path / "bad", config(steps=1))
     with pytest.raises(UsageError, match="no questions"):
         distil_decoder(teacher, [str(tmp_path / "a.txt")], tmp_path / "own", config(share=1.0))
 
@@ -242,9 +298,17 @@ def test_the_teacher_writes_the_data_once_and_a_cut_file_is_mended(teacher, chat
     assert write_answers(engine, renderer, records, out, params, Drops(), calls.append) == 8
     assert out.read_bytes() == whole and calls == [8]
     assert write_answers(engine, renderer, records, out, params, Drops(), calls.append) == 8 and calls == [8]
+    for other in (b'{"messages": []}\n', b"no answers", whole + b'{"else": 1}\n', b'{"number": "x"}\n' + whole):
+        (tmp_path / "other.jsonl").write_bytes(other)
+        with pytest.raises(DachengError, match="no answer of a teacher"):
+            write_answers(engine, renderer, records, tmp_path / "other.jsonl", params, Drops())
+        assert (tmp_path / "other.jsonl").read_bytes() == other  # somebody's data
     short, cut = tmp_path / "short.jsonl", Drops()
     write_answers(engine, renderer, records[:2], short, SamplingParams(max_tokens=1, temperature=0), cut)
     assert cut.dropped["answer_does_not_end"] == 2
     with pytest.raises(DachengError, match="without a question"):
         records[0].messages = [{"role": "assistant", "content": "hm"}]
+        write_answers(engine, renderer, records[:1], tmp_path / "x.jsonl", params, Drops())
+    with pytest.raises(DachengError, match="without a question"):
+        records[0].messages = [{"role": "system", "content": "be kind"}, {"role": "assistant", "content": "hm"}]
         write_answers(engine, renderer, records[:1], tmp_path / "x.jsonl", params, Drops())

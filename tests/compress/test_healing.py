@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -76,6 +78,18 @@ def test_gradual_pruning_ends_where_it_says(model, tmp_path):
     prune_weights(at_once, (), "magnitude", 0.75)
     same = HealConfig(how="full", steps=1, lr=1e-9, context_length=24, batch_rows=4)
     assert report.loss_after < heal(at_once, CIRCLE, tmp_path / "once", same).loss_before
+
+
+def test_zeros_that_are_there_do_not_come_back(model, tmp_path):
+    """A schedule that begins below what was pruned already, with as many zeros in each row as it says."""
+    pruned = copy_of(model)
+    prune_weights(pruned, (), "magnitude", 0.6)
+    masks = masks_of(pruned)
+    keep = KeepZeros(CubicSchedule(0.65, begin=0, end=100, every=1), scope="row")
+    trainer = SimpleNamespace(model=pruned, state=SimpleNamespace(step=1), publish=lambda told: None)
+    keep.on_start(trainer)
+    keep.on_step_end(trainer, None)
+    assert all(not bool((keep.masks[name] & ~mask).any()) for name, mask in masks.items())
 
 
 def test_the_schedule_is_the_papers():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import subprocess
 
 import pytest
 import torch
@@ -62,19 +63,48 @@ def test_two_directories_side_by_side(folder):
     assert told["sentence"] == found.sentence() and json.dumps(told)
 
 
+@pytest.mark.process
+def test_progress_is_told_and_no_process_is_left(folder, monkeypatch):
+    begun, heard = [], []
+    popen = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: begun.append(popen(*a, **k)) or begun[-1])
+
+    def tell(completed: float, *, total: float, text: str) -> None:
+        heard.append((completed / total, text))
+        if len(heard) == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        judge(folder / "before", folder / "after", text=folder / "text.txt", speed=False, tokens=600, window=60,
+              progress=tell)  # fmt: skip
+    assert [text for _, text in heard] == ["before: memory+perplexity"] + [
+        f"before: perplexity {i} of 10" for i in (1, 2, 3)
+    ]
+    assert [share for share, _ in heard] == pytest.approx([0.0, 0.05, 0.1, 0.15])
+    assert len(begun) == 1 and begun[0].returncode is not None  # waited for
+
+
 def test_speed_and_memory_of_one_process(folder):
     found = measure(folder / "before", ["memory", "speed"])
     assert found["prefill"] > 0 and found["decode"] > 0 and found["executor"] == "eager"
 
 
 @pytest.mark.process
-def test_the_error_of_a_measurement_comes_back_whole(folder):
+def test_the_error_of_a_measurement_comes_back_whole(folder, monkeypatch):
     with pytest.raises(UsageError, match="no such model"):
         disk_bytes(folder / "nowhere")
     (folder / "short.txt").write_text("too short")
     with pytest.raises(DachengError, match="too short") as refusal:
         judge(folder / "before", folder / "after", text=folder / "short.txt", speed=False)
     assert refusal.value.field == "text" and refusal.value.remedy
+    monkeypatch.setattr(subprocess, "Popen", None)  # what can't be read is refused before anything is measured
+    for field, after, given in (
+        ("model", "nowhere", {"text": folder / "text.txt"}), ("text", "after", {"text": folder / "nowhere.txt"}),
+        ("task", "after", {"text": None, "task": folder / "nowhere.jsonl"}),
+    ):  # fmt: skip
+        with pytest.raises(UsageError) as refusal:
+            judge(folder / "before", folder / after, speed=False, **given)
+        assert refusal.value.field == field
 
 
 def test_texts_are_read_packed_or_not(folder, tmp_path):
@@ -98,6 +128,14 @@ def test_texts_are_read_packed_or_not(folder, tmp_path):
 def test_what_is_no_question(line, tmp_path):
     (tmp_path / "task.jsonl").write_text(line + "\n")
     with pytest.raises(UsageError):
+        read_choices(tmp_path / "task.jsonl")
+
+
+def test_a_line_without_an_end_is_not_read_to_its_end(tmp_path, monkeypatch):
+    monkeypatch.setattr("dacheng.compress.choices._LONGEST_LINE", 64)
+    long = '{"prompt": "' + "a" * 99 + '", "choices": ["b", "c"], "answer": 1}'
+    (tmp_path / "task.jsonl").write_text(long)
+    with pytest.raises(UsageError, match="line 1 is no JSON object"):
         read_choices(tmp_path / "task.jsonl")
 
 

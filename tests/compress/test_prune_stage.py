@@ -18,6 +18,7 @@ from dacheng.life.expand import load_recipe
 from dacheng.life.run import run_life
 from dacheng.models.decoder import Decoder
 from dacheng.models.traits import DecoderTraits
+from dacheng.stages.base import SilentReporter
 from dacheng.text import train_tokenizer
 
 SENTENCES = [
@@ -88,11 +89,39 @@ def test_parts(folder, tmp_path, method, settings, trait, value):
     assert report["parameters"][1] == model.params()["total"] < report["parameters"][0]
 
 
+def test_a_model_that_its_family_cannot_say_any_more_is_told(folder, tmp_path):
+    """GPT-2 has no width of a head: with fewer of them it is another network, and only this program reads it."""
+    tokenizer = load_model(folder / "model").tokenizer
+    traits = DecoderTraits(vocab_size=tokenizer.vocab_size, width=48, layers=2, heads=4, norm="layer",
+                           positions="learned", max_positions=64, activation="gelu_tanh", attention_bias=True,
+                           mlp_bias=True)  # fmt: skip
+    save_model(tmp_path / "gpt2", Decoder(traits).init_weights(), tokenizer)
+    text = str(folder / "text.txt")
+    section = {"model": str(tmp_path / "gpt2"), "text": text, "rows": 4, "length": 32, "judge": False}
+    for method, count, told in (("heads", 2, True), ("neurons", 96, False)):
+        face = SilentReporter()
+        life = load_recipe({"do": "prune", "prune": section | {"method": method, "count": count}})
+        run_life(life, tmp_path / method, reporter=face)
+        assert any("stored as dacheng, which transformers does not read" in note for note in face.notes) == told
+
+
 def test_vocabulary(folder, tmp_path):
     _, path, report = run(folder, tmp_path, method="vocabulary")
     loaded, whole = load_model(path), load_model(folder / "model")
     assert report["tokens"] == [whole.tokenizer.vocab_size, loaded.tokenizer.vocab_size]
     assert loaded.model.traits.vocab_size == loaded.tokenizer.vocab_size < whole.tokenizer.vocab_size
+
+
+def test_a_vocabulary_keeps_the_line_breaks_of_its_text(folder, tmp_path):
+    text = "The old fox sees\n\nthe red hen\n\n"
+    tokenizer = train_tokenizer([text * 40, "unused words are elsewhere " * 30], vocab_size=330)
+    traits = DecoderTraits(vocab_size=tokenizer.vocab_size, width=16, layers=1, heads=2)
+    save_model(tmp_path / "m", Decoder(traits).init_weights(), tokenizer)
+    (tmp_path / "t.txt").write_text(text * 3, encoding="utf-8")
+    _, path, _ = run(folder, tmp_path / "out", method="vocabulary", model=str(tmp_path / "m"),
+                     text=str(tmp_path / "t.txt"))  # fmt: skip
+    found, expected = ([t.id_to_token(i) for i in t.encode(text)] for t in (load_model(path).tokenizer, tokenizer))
+    assert found == expected
 
 
 def test_low_rank(folder, tmp_path):
@@ -104,8 +133,14 @@ def test_low_rank(folder, tmp_path):
 def test_healing_after_a_layer(folder, tmp_path, by):
     _, path, report = run(folder, tmp_path, method="layers", count=2, heal_steps=30, heal_lr=5e-3, heal_by=by)
     healing = report["healing"]
-    assert healing["loss_after"] < 0.9 * healing["loss_before"]
+    assert healing["loss_after"] < 0.9 * healing["loss_before"] and not list(tmp_path.rglob("checkpoints"))
     assert all(type(m).__name__ == "Dense" for m in linear_maps(load_model(path).model).values())
+
+
+def test_zeros_can_be_stored_for_other_programs(folder, tmp_path):
+    _, path, _ = run(folder, tmp_path, method="magnitude", sparse=False)
+    assert "quantization_config" not in json.loads((path / "config.json").read_text())
+    assert len(masks_of(load_model(path).model)) == 28
 
 
 @pytest.mark.parametrize("method", ["linear", "slerp", "ties", "dare_ties"])
@@ -118,6 +153,15 @@ def test_merging(folder, tmp_path, method):
     assert 0 < gap < 0.1
 
 
+def test_a_base_that_is_not_used_is_said_and_so_is_a_weight_of_an_arc(folder, tmp_path):
+    face, models = SilentReporter(), [str(folder / "tuned1"), str(folder / "tuned2")]
+    section = {"models": models, "method": "linear", "base": str(folder / "model")}
+    run_life(load_recipe({"do": "merge", "merge": {"judge": False} | section}), tmp_path / "a", reporter=face)
+    assert any("no use for a base" in note for note in face.notes)
+    with pytest.raises(UsageError, match="told by t"):
+        run(folder, tmp_path / "b", "merge", models=models, method="slerp", weights=[0.2, 0.8])
+
+
 def test_upcycling(folder, tmp_path):
     _, path, _ = run(folder, tmp_path, "merge", models=[str(folder / "model")], method="upcycle", experts=4)
     assert load_model(path).model.traits.moe.experts == 4
@@ -127,7 +171,8 @@ def test_upcycling(folder, tmp_path):
     ({"method": "layers"}, "how many layers go"), ({"text": None}, "looks at what"), ({"sparsity": "2"}, "sparsity"),
     ({"method": "layers", "count": 4}, "one stays"), ({"rows": 10**6}, "too short"),
     ({"method": "vocabulary", "heal_by": "teacher"}, "tokens that are gone"), ({"model": "nowhere"}, "is no model"),
-    ({"method": "low_rank", "heal_steps": 3}, "not healed"),
+    ({"method": "low_rank", "heal_steps": 3}, "not healed"), ({"count": 3}, "nothing to count"),
+    ({"judge": True, "judge_text": "nowhere.txt"}, "nowhere.txt does not exist"), ({"dtype": "float"}, "dtype"),
 ])  # fmt: skip
 def test_bad_input(folder, tmp_path, section, problem):
     with pytest.raises(DachengError, match=problem):

@@ -81,6 +81,33 @@ def test_a_stopped_call_goes_on(tmp_path, method):
     assert all(torch.equal(a, b) for a, b in zip(other.parameters(), fresh.parameters()))
 
 
+def test_a_stopped_call_tells_what_the_whole_one_would(tmp_path):
+    whole, text = model(), batches(LLAMA, 1)
+    told = prune_weights(whole, text, "sparsegpt", 0.5)
+
+    def stop(done, _blocks):
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prune_weights(model(), text, "sparsegpt", 0.5, folder=tmp_path / "state", progress=stop)
+    resumed = prune_weights(model(), text, "sparsegpt", 0.5, folder=tmp_path / "state")
+    assert resumed == told and any("blocks.0" in note for note in told.notes)
+    everything = prune_weights(model(), text, "wanda", 0.5, folder=tmp_path / "other")
+    assert prune_weights(model(), text, "wanda", 0.5, folder=tmp_path / "other").tokens == everything.tokens > 0
+
+
+def test_nearly_the_same_sparsity_is_other_work(tmp_path):
+    text, fresh = batches(LLAMA, 3), model()
+    prune_weights(model(), text, "wanda", 0.504, folder=tmp_path / "state")
+    report, expected = prune_weights(fresh, text, "wanda", 0.45), model()
+    assert report.asked == "45%" and str(Sparsity(0.504)) == "50.4%"
+    other = model()
+    prune_weights(other, text, "wanda", 0.496, folder=tmp_path / "state")
+    prune_weights(expected, text, "wanda", 0.496)
+    assert all(torch.equal(a, b) for a, b in zip(other.parameters(), expected.parameters()))
+
+
 def test_a_disk_that_is_full(tmp_path, monkeypatch):
     """The same call goes on when there is space again."""
     from dacheng.compress import walk

@@ -13,6 +13,7 @@ from dacheng.compress.calibrate import calibrate
 from dacheng.compress.quantize.config import QuantizeConfig
 from dacheng.compress.quantize.folding import fold, sites_of
 from dacheng.compress.quantize.model import quantize_model
+from dacheng.compress.quantize.smoothquant import round_inputs
 from dacheng.engine import Engine
 from dacheng.engine.fused import FusedCPU
 from dacheng.errors import DachengError, DamagedFile, UsageError
@@ -127,6 +128,22 @@ def test_scaling_inputs_changes_nothing():
         assert float((logits(model, tokens) - before).abs().max()) < 2e-4 * float(before.abs().max())
 
 
+def test_smoothing_what_a_map_makes():
+    """Inputs of `down` have outliers, too: with them smoothed, eight bits a token lose less."""
+    text, tokens, error = toy_batches(rows=16), toy_batches(seed=9)[0], {}
+    for inner in (False, True):
+        model = toy_decoder()
+        with torch.no_grad():
+            for block in model.blocks:
+                block.mlp.up.weight[5] *= 30
+                block.mlp.down.weight[:, 5] /= 30
+        before = copy.deepcopy(model)
+        quantize_model(model, QuantizeConfig("smoothquant", QSpec(8), inner=inner), text)
+        round_inputs(model)
+        error[inner] = off(before, model, tokens)
+    assert error[True] < 0.8 * error[False]
+
+
 def test_the_paper_order_on_inputs_with_outliers():
     """Calibrated methods change the outputs less than rounding does, and most at three bits."""
     text = toy_batches(rows=32)
@@ -155,7 +172,12 @@ def test_a_stopped_call_goes_on_to_the_same_numbers(tmp_path):
         quantize_model(toy_decoder(layers=3), config, text, folder=tmp_path, progress=stop)
     again, steps = toy_decoder(layers=3), []
     found = quantize_model(again, config, text, folder=tmp_path, progress=lambda done, of: steps.append(done))
-    assert steps == [2, 3] and found.errors == pytest.approx(expected.errors, rel=1e-5)
+    assert (
+        steps == sorted(steps)
+        and 1 < steps[0] < 3
+        and steps[-1] == 3
+        and found.errors == pytest.approx(expected.errors, rel=1e-5)
+    )
     assert found.weights.keys() == expected.weights.keys()
     assert torch.equal(logits(again, text[0]), logits(whole, text[0]))
 

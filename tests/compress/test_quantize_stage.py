@@ -9,6 +9,7 @@ import torch
 from compress_toys import some_text, toy_batches, toy_decoder, toy_directory
 
 from dacheng.cli.main import main
+from dacheng.compress.judge import Comparison, Measured
 from dacheng.compress.pareto import Variant, front, plot, table
 from dacheng.compress.quantize.config import QuantizeConfig
 from dacheng.compress.quantize.model import quantize_model
@@ -60,6 +61,38 @@ def test_the_command_and_what_it_leaves(folder, capsys):
         main(["compress", "quantize", directory, "--out", str(folder / "twice"), "--no-judge", "--method", "rtn"]) == 2
     )
     assert "compressed already" in capsys.readouterr().err
+
+
+def test_stopped_while_judging_it_is_not_made_again(folder, capsys, monkeypatch):
+    from dacheng.compress import judge
+    from dacheng.compress.quantize import model
+
+    command = ["compress", "quantize", str(folder / "model"), "--out", str(folder / "stopped"), "--calibration",
+               str(folder / "text.txt"), "--rows", "8", "--length", "32"]  # fmt: skip
+
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    def again(*args, **kwargs):
+        raise AssertionError("quantised a second time")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "quantize_model", again)
+        assert main([*command, "--text", str(folder / "nowhere.txt")]) == 2  # refused before minutes of work
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setattr(judge, "judge", stop)
+        assert main(command) == 130
+    assert "is kept; go on with" in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "quantize_model", again)
+        patch.setattr(judge, "judge", lambda *args, **kwargs: Comparison(Measured("a", 2), Measured("b", 1)))
+        assert main(command) == 0
+    assert "made already" in capsys.readouterr().err
+    stage = folder / "stopped" / "stages" / "quantize"
+    left = {path.name for path in stage.iterdir()}
+    assert {"model", "quantize.json"} <= left and not {"made.json", "state"} & left
+    assert read_json(stage / "quantize.json")["comparison"]["sentence"].startswith("Worth it")
 
 
 @pytest.mark.parametrize("text", ["8", "4", "4g32a", "3g64"])

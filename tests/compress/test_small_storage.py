@@ -95,6 +95,55 @@ def test_damaged_sparse_weights(tmp_path):
         replace(weight, values=weight.values[1:]).dequantize()
 
 
+def test_bits_and_values_that_disagree_name_the_matrix(tmp_path):
+    model = drawn(TRAITS).float()
+    prune_weights(model, (), "magnitude", 0.5)
+    save_model(tmp_path / "m", model, packed=sparse_weights(model))
+    name = changed(tmp_path / "m", ".values", lambda values: values[:-1])
+    with pytest.raises(DamagedFile, match=f"{name}.*places are marked"):
+        load_model(tmp_path / "m", check_hash=False)
+
+
+def changed(directory, ending, change):
+    """The name of the first matrix with a part of this ending, which `change` has made another."""
+    from dacheng.formats.safetensors_io import read_tensors, write_tensors
+
+    path = directory / "model.safetensors"
+    tensors = {name: tensor.clone() for name, tensor in read_tensors(path).items()}
+    part = next(name for name in sorted(tensors) if name.endswith(ending))
+    tensors[part] = change(tensors[part])
+    write_tensors(path, tensors)
+    return part.removesuffix(ending)
+
+
+def test_parts_of_another_matrix_are_refused():
+    """Of each kind: what has the right names and would be read as other numbers, or as more than there is memory."""
+    from dacheng.formats.packed import _parts, _read_ours
+    from dacheng.ops.integers import IntTensor, QSpec
+    from dacheng.ops.low_rank import LowRankTensor
+    from dacheng.ops.nf4 import NF4Tensor
+
+    w = torch.randn(4, 128, generator=torch.Generator().manual_seed(0))
+
+    def read(value, **changes):
+        kind, parts = _parts(value)
+        kind |= {key: changes.pop(key) for key in ("shape",) if key in changes}
+        stored = {f"m.{name}": tensor for name, tensor in (parts | changes).items()}
+        return _read_ours(stored, {"version": 1, "tensors": {"m": kind}}, "there")[0]["m"]
+
+    rounded, nf4 = IntTensor.from_float(w, QSpec(4, 32, symmetric=False)), NF4Tensor.from_float(w)
+    assert torch.equal(read(rounded).dequantize(), rounded.dequantize())
+    assert torch.equal(read(nf4).dequantize(), nf4.dequantize())
+    thin = LowRankTensor(torch.ones(1, 2**20), torch.ones(2**20, 1))
+    for value, changes in (
+        (rounded, {"zero": torch.zeros(1, 4, dtype=torch.uint8)}), (rounded, {"more": torch.zeros(2)}),
+        (nf4, {"offset": torch.zeros(8)}), (nf4, {"shape": [8, 64], "more": torch.zeros(1)}),
+        (nf4, {"shape": [16, 32]}), (thin, {}),
+    ):  # fmt: skip
+        with pytest.raises(DamagedFile, match="m is not what it says"):
+            read(value, **changes)
+
+
 # --- low rank ---------------------------------------------------------------------------------------------------------
 def test_the_loss_is_what_the_truncated_values_say():
     """Theorem 3.2 of SVD-LLM: ‖(W - BA) x‖² = Σ of the squares of the singular values that go."""

@@ -13,9 +13,9 @@ from dacheng.compress.encoders import (
     prune_neurons,
     shrink_classifier,
     shrink_encoder,
-    words_to_keep,
 )
 from dacheng.compress.prune.keep import Keep
+from dacheng.compress.prune.vocabulary import words_to_keep
 from dacheng.data.text_rows import token_rows
 from dacheng.errors import UsageError
 from dacheng.evaluate.classification import predict
@@ -122,6 +122,9 @@ def test_eight_bits_are_a_quarter_and_nearly_the_same_and_are_read_back_packed(w
     again = load_classifier(after)
     assert torch.equal(predict(again.model, again.tokenizer, TEXTS), predict(packed, words, TEXTS))
     assert again.model.params() == load_classifier(before).model.params()
+    cast = load_classifier(save_classifier(tmp_path / "cast", packed, words, dtype="bfloat16")).model.state_dict()
+    for name, value in packed.state_dict().items():
+        assert torch.equal(cast[name], value) or not name.endswith("packed"), name
     with pytest.raises(UsageError, match="packed already"):
         pack_classifier(again.model)
     with pytest.raises(UsageError, match="cannot be cut"):

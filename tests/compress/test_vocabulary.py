@@ -12,10 +12,15 @@ from test_shrink import LLAMA, drawn, logits
 from dacheng.compress.measure import read_text
 from dacheng.compress.prune.keep import Keep
 from dacheng.compress.prune.shrink import shrink
-from dacheng.compress.prune.vocabulary import prune_vocabulary, renumbered_settings, token_counts
+from dacheng.compress.prune.vocabulary import (
+    prune_vocabulary,
+    renumbered_settings,
+    token_counts,
+    tokens_of_chats,
+)
 from dacheng.errors import UsageError
 from dacheng.formats.model_directory import load_model, load_tokenizer, save_model
-from dacheng.text import Tokenizer, train_tokenizer
+from dacheng.text import ChatRenderer, Tokenizer, train_tokenizer
 
 TEXTS = [
     "the small model learns what the larger model knows",
@@ -94,10 +99,47 @@ def test_settings_of_generation_name_the_new_ids():
     assert found == {"eos_token_id": [1, 3], "pad_token_id": 3, "max_new_tokens": 9, "temperature": 0.7}
 
 
+def test_numbers_of_tokens_are_no_ids_and_forbidden_words_are_renumbered():
+    settings = {"num_assistant_tokens": 5, "bad_words_ids": [[2], [3, 9], [5, 9]], "suppress_tokens": [2, 3]}
+    found = renumbered_settings(settings, (0, 2, 5, 9))
+    assert found == {"num_assistant_tokens": 5, "bad_words_ids": [[1], [2, 3]], "suppress_tokens": [1]}
+
+
+def test_characters_that_end_a_word_stay():
+    """BPE with a mark of a word's end, as CLIP's: "c" and "c</w>" are two characters."""
+    from tokenizers import Tokenizer as Core
+    from tokenizers import models, pre_tokenizers, trainers
+
+    core = Core(models.BPE(unk_token="<unk>", end_of_word_suffix="</w>"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    special = ["<unk>", "<eos>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=120, special_tokens=special, end_of_word_suffix="</w>", show_progress=False
+    )
+    core.train_from_iterator([*TEXTS, "abc xyz qpd"], trainer)
+    whole = Tokenizer(core, eos_token="<eos>", unk_token="<unk>")
+    small, _ = prune_vocabulary(whole, kept_of(whole, TEXTS[:1]))
+    assert small.vocab_size < whole.vocab_size and pieces(small, "xyz") == ["x", "y", "z</w>"]
+
+
+def test_what_a_chat_is_written_in_stays():
+    """No text of one field holds "user" and "assistant": without their tokens every conversation would begin spelt."""
+    from distil_toys import tokenizer
+
+    whole = tokenizer()
+    chat = [{"role": "user", "content": "red"}]
+    small, ids = prune_vocabulary(whole, [*whole.encode("red"), *tokens_of_chats(whole)])
+    rendered = ChatRenderer(small).render(chat, add_generation_prompt=True).token_ids
+    assert [ids[i] for i in rendered] == ChatRenderer(whole).render(chat, add_generation_prompt=True).token_ids
+    assert len(ids) < whole.vocab_size and tokens_of_chats(train_tokenizer(TEXTS, vocab_size=300)) == []
+
+
 def test_ids_outside_are_refused():
     whole = train_tokenizer(TEXTS, vocab_size=300)
-    with pytest.raises(UsageError, match="no token has this id"):
-        prune_vocabulary(whole, [10**6])
+    for wrong in (-1, 10**6):
+        with pytest.raises(UsageError, match="no token has this id") as error:
+            prune_vocabulary(whole, [0, wrong, 5])
+        assert error.value.value == wrong
 
 
 def test_a_real_tokenizer(shared_data):

@@ -1,11 +1,10 @@
-"""Encoders made smaller: fewer layers, neurons and words, weights in eight bits."""
+"""Encoders made smaller: fewer layers, neurons and words (prune.vocabulary has the tokenizer's side), eight-bit
+weights."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +21,6 @@ from dacheng.models.encoder import Encoder, EncoderTraits
 from dacheng.nn.linear import Dense
 from dacheng.nn.packed import Packed, PackedEmbedding, pack_module
 from dacheng.ops.integers import IntTensor, QSpec
-
-if TYPE_CHECKING:
-    from dacheng.text import Tokenizer
 
 _BATCH_TOKENS = 2048  # padding included
 
@@ -120,59 +116,6 @@ def prune_neurons(model: Classifier, rows: Sequence[Sequence[int]], pad_id: int,
 def _downs(model: Classifier) -> list[Dense]:
     """The last map of each block's mlp."""
     return [down for name, down in model.named_modules() if name.endswith("mlp.down") and isinstance(down, Dense)]
-
-
-def words_to_keep(tokenizer: Tokenizer, texts: Iterable[str], size: int | None = None) -> tuple[int, ...]:
-    """Ids of a WordPiece vocabulary that must stay for `texts` to be read as before: those that occur in them, special
-    ones, and every single character, by which any word that was kept before can still be spelt. size: fill up to so
-    many in the order of the ids, which in BERT's vocabularies is about that of frequency.
-
-    Raises UsageError where `size` is less than what must stay.
-    """
-    vocab = _vocabulary(tokenizer)
-    kept = set(tokenizer.special_ids)
-    for row in tokenizer.encode_batch(list(texts), add_special_tokens=True):
-        kept.update(row)
-    kept.update(i for token, i in vocab.items() if len(token.removeprefix("##")) == 1)
-    if size is not None and size < len(kept):
-        raise UsageError(f"the texts need {len(kept)} tokens", field="vocabulary", value=size,
-                         remedy=f"{len(kept)} or more")  # fmt: skip
-    for i in sorted(vocab.values()):
-        if size is None or len(kept) >= size:
-            break
-        kept.add(i)
-    return tuple(sorted(kept))
-
-
-def shrink_tokenizer(tokenizer: Tokenizer, keep: Sequence[int]) -> Tokenizer:
-    """The tokenizer with the ids in `keep` alone, numbered anew from 0 in their order. Raises UsageError for one that
-    is no WordPiece, and where a special token would go."""
-    from tokenizers import Tokenizer as Core
-
-    from dacheng.text import Tokenizer
-
-    vocab, content = _vocabulary(tokenizer), json.loads(tokenizer._core.to_str())
-    number = {old: new for new, old in enumerate(keep)}
-    if missing := tokenizer.special_ids - number.keys():
-        raise UsageError("a special token would go", field="vocabulary", value=sorted(missing), remedy="keep them all")
-    content["model"]["vocab"] = {token: number[i] for token, i in vocab.items() if i in number}
-    content["added_tokens"] = [
-        token | {"id": number[token["id"]]} for token in content["added_tokens"] if token["id"] in number
-    ]
-    around = (content.get("post_processor") or {}).get("special_tokens", {})
-    for token in around.values():
-        token["ids"] = [number[i] for i in token["ids"]]
-    config = {key: value for key, value in tokenizer.config.items() if key != "added_tokens_decoder"}
-    return Tokenizer(Core.from_str(json.dumps(content)), config=config)
-
-
-def _vocabulary(tokenizer: Tokenizer) -> dict[str, int]:
-    content = json.loads(tokenizer._core.to_str())
-    processor = content.get("post_processor") or {}
-    if content["model"]["type"] != "WordPiece" or processor.get("type", "TemplateProcessing") != "TemplateProcessing":
-        raise UsageError("only a WordPiece vocabulary can be cut here", field="tokenizer",
-                         value=content["model"]["type"], remedy="keep the vocabulary")  # fmt: skip
-    return content["model"]["vocab"]
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from dacheng.formats.encoders import tokenizer_of
 from dacheng.formats.huggingface.bert_classifier import BertClassifier, FirstTokenClassifier, MeanClassifier
 from dacheng.formats.json_files import read_json, write_json
 from dacheng.formats.loading import CONFIG, assembled, existing_directory
-from dacheng.formats.model_directory import keep_others
+from dacheng.formats.model_directory import keep_others, kept_floats
 from dacheng.formats.packed import FIELD as QUANTIZATION
 from dacheng.formats.packed import Stored, packed_tensors, unpacked_tensors
 from dacheng.formats.shards import read_weights, write_weights
@@ -99,9 +99,11 @@ def save_classifier(
         with replacing_directory(directory) as staging:
             tensors = layout.export_tensors(floats, traits)
             if packed:
+                tensors = {name: kept_floats(name, value, dtype) for name, value in tensors.items()}
                 named = {layout.names.theirs(name) or name: value for name, value in packed.items()}
                 placed = tensors | {name: torch.empty(0) for name in named}
                 tensors, config[QUANTIZATION] = packed_tensors(placed, named, "dacheng", {"method": "rtn"})
+                dtype = None  # scales and codes are what they are
             digest, size = write_weights(staging, tensors, dtype=dtype)
             write_json(staging / CONFIG, config)
             tokenizer.save(staging)

@@ -18,7 +18,7 @@ from dacheng.formats.atomic import replacing_directory
 from dacheng.formats.dtypes import as_dtype, dtype_name
 from dacheng.formats.huggingface.bert import Bert
 from dacheng.formats.huggingface.fields import Fields
-from dacheng.formats.json_files import parse_json, read_json, write_json
+from dacheng.formats.json_files import MAX_BYTES, parse_json, read_json, write_json
 from dacheng.formats.loading import CONFIG, assembled, existing_directory
 from dacheng.formats.model_directory import keep_others
 from dacheng.formats.shards import read_weights, write_weights
@@ -129,7 +129,11 @@ def _read_modules(directory: Path, traits: EncoderTraits, notes: list[str]) -> E
         notes.append(f"{directory} has no {MODULES}: a text's vector is the normalised mean of its tokens' states")
         return traits
     try:
-        modules = parse_json((directory / MODULES).read_bytes())
+        with open(directory / MODULES, "rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise ValueError("it is too large for a list of modules")
+        modules = parse_json(data)
         kinds = [str(module["type"]).rsplit(".", 1)[-1] for module in modules]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise DachengError(

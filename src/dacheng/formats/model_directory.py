@@ -98,7 +98,7 @@ def save_model(
             tensors = family.export_tensors(state, traits)
             if packed:
                 stored_as = {family_name(family, name): value for name, value in packed.items()}
-                tensors = {name: _kept(name, value, dtype) for name, value in tensors.items()}
+                tensors = {name: kept_floats(name, value, dtype) for name, value in tensors.items()}
                 tensors, config[QUANTIZATION] = packed_tensors(tensors, stored_as, layout, quantization or {})
                 dtype = None  # scales and codes are what they are
             digest, size = write_weights(staging, tensors, dtype=dtype, max_shard_bytes=max_shard_bytes)
@@ -131,7 +131,7 @@ def _special_ids(tokenizer: Tokenizer | None) -> dict[str, int | None]:
     }
 
 
-def _kept(name: str, value: Tensor, dtype: torch.dtype | None) -> Tensor:
+def kept_floats(name: str, value: Tensor, dtype: torch.dtype | None) -> Tensor:
     """What stays floats beside packed matrices: vectors, which weigh nothing, lose nothing."""
     if dtype is None or value.ndim < 2 or not value.is_floating_point():
         return value

@@ -29,6 +29,11 @@ FIELD, METHOD, VERSION = "quantization_config", "dacheng", 1
 LAYOUTS = ("dacheng", "compressed-tensors")
 Stored = IntTensor | NF4Tensor | FP8Tensor | SparseTensor | LowRankTensor
 _AGAIN = "copy config.json and the weights again, from one source"
+_LARGEST = 2**33  # numbers of a matrix: thin factors of a few megabytes could ask for terabytes
+_PARTS_OF = {
+    "int": {"codes", "scale", "zero"}, "nf4": {"codes", "absmax", "levels", "offset"}, "fp8": {"codes", "scale"},
+    "sparse": {"values", "bitmask"}, "low_rank": {"a", "b"},
+}  # fmt: skip
 
 
 def is_packed(path: Path | str) -> bool:
@@ -170,8 +175,10 @@ def _read_ours(
 def _restored(kind: Mapping[str, Any], parts: dict[str, Tensor]) -> Stored:
     """Raises what `_read_ours` catches for parts that are not those of the kind."""
     rows, width = kind["shape"]
-    if type(rows) is not int or type(width) is not int or min(rows, width) < 1:
-        raise ValueError("a matrix has two sizes")
+    if type(rows) is not int or type(width) is not int or min(rows, width) < 1 or rows * width > _LARGEST:
+        raise ValueError(f"a matrix has two sizes and at most {_LARGEST} numbers")
+    if foreign := parts.keys() - _PARTS_OF.get(kind["kind"], set()):
+        raise ValueError(f"a part {min(foreign)!r} that is none of its kind")
     if kind["kind"] == "int":
         names = {dtype: name for name, dtype in SCALE_DTYPES.items()}
         spec = QSpec(kind["bits"], kind["group"], bool(kind["symmetric"]), names[parts["scale"].dtype])
@@ -179,14 +186,21 @@ def _restored(kind: Mapping[str, Any], parts: dict[str, Tensor]) -> Stored:
         shape = (1, 1) if spec.group == "tensor" else (rows, groups)
         _expect(parts["codes"], (rows, row_bytes(width, spec.bits)), torch.uint8)
         _expect(parts["scale"], shape, parts["scale"].dtype)
-        zero = None if spec.symmetric else unpack_bits(parts["zero"], spec.bits, shape[1])
+        zero = None
+        if not spec.symmetric:
+            _expect(parts["zero"], (shape[0], row_bytes(shape[1], spec.bits)), torch.uint8)
+            zero = unpack_bits(parts["zero"], spec.bits, shape[1])
         return IntTensor(spec, unpack_bits(parts["codes"], spec.bits, width), parts["scale"], zero)
     if kind["kind"] == "nf4":
-        blocks = rows * width // BLOCK
+        blocks, rest = divmod(width, BLOCK)
+        if rest:
+            raise ValueError(f"rows of {width} are no whole blocks of {BLOCK}")
+        blocks *= rows
         _expect(parts["codes"], (blocks, BLOCK // 2), torch.uint8)
         _expect(parts["absmax"], (blocks,), torch.uint8 if kind["double"] else torch.float32)
         if kind["double"]:
             _expect(parts["levels"], (-(-blocks // ABSMAX_BLOCK),), torch.float32)
+            _expect(parts["offset"], (), torch.float32)
         more = (parts["levels"], parts["offset"]) if kind["double"] else (None, None)
         return NF4Tensor(torch.Size((rows, width)), parts["codes"], parts["absmax"], *more)
     if kind["kind"] == "fp8":
@@ -198,7 +212,9 @@ def _restored(kind: Mapping[str, Any], parts: dict[str, Tensor]) -> Stored:
         if parts["values"].ndim != 1 or not parts["values"].is_floating_point():
             raise ValueError("values are a row of floats")
         _expect(parts["bitmask"], (rows, row_bytes(width, 1)), torch.uint8)
-        return SparseTensor(torch.Size((rows, width)), parts["values"], parts["bitmask"])
+        sparse = SparseTensor(torch.Size((rows, width)), parts["values"], parts["bitmask"])
+        sparse.places()
+        return sparse
     if kind["kind"] == "low_rank":
         rank = parts["a"].shape[0]
         if not parts["a"].is_floating_point() or not 1 <= rank <= min(rows, width):

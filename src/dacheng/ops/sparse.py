@@ -37,14 +37,19 @@ class SparseTensor:
     def nbytes(self) -> int:
         return self.values.nbytes + self.bitmask.nbytes
 
-    def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
-        """The whole matrix (out, in). Raises DachengError when bits and values are not of one matrix."""
+    def places(self) -> Tensor:
+        """(out, in) bool: where the values belong. Raises DachengError when bits and values are not of one matrix."""
         kept = unpack_bits(self.bitmask, 1, self.shape[1]).bool()
         if kept.shape[0] != self.shape[0] or int(kept.sum()) != self.values.numel():
             raise DachengError(
                 f"{int(kept.sum())} places are marked for {self.values.numel()} values", field="bitmask",
                 value=list(self.shape), remedy="copy the weights again, from one source",
             )  # fmt: skip
+        return kept
+
+    def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
+        """The whole matrix (out, in). Raises as `places` does."""
+        kept = self.places()
         out = torch.zeros(self.shape, dtype=self.values.dtype, device=self.values.device)
         out[kept] = self.values
         return out if dtype is None else out.to(dtype)

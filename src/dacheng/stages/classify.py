@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dacheng.adapt.classifier_settings import ClassifierTrainConfig
 from dacheng.errors import DachengError, UsageError
+from dacheng.recipes import part_of
 from dacheng.records import Artifact, Drops
+from dacheng.stages import learning, named
 from dacheng.stages.base import Input, StageContext
 
 VERSION = 1
@@ -41,17 +43,13 @@ class Config(ClassifierTrainConfig):
 
 def externals(config: Config) -> dict[str, Any]:
     """The weights and the texts. Raises DachengError for a file that is not there."""
-    from dacheng.formats.safetensors_io import sha256_file
-
-    folder = base_of(config.model)
-    files = [*sorted(folder.glob("*.safetensors")), *map(file_of, (*config.data, *config.held_out))]
-    for path in files:
-        if not path.is_file():
-            raise DachengError(f"{path} does not exist", field="data", value=str(path), remedy="check the path")
-    return {"files": [sha256_file(path) for path in files]}
+    return named.hashes(
+        named.weights("model", encoder_of(config.model)), named.files("data", config.data),
+        named.files("held_out", config.held_out),
+    )  # fmt: skip
 
 
-def base_of(model: str) -> Path:
+def encoder_of(model: str) -> Path:
     """The directory that the configuration names. Raises DachengError when it holds no model, or a package is not
     installed."""
     if model == MINILM:
@@ -68,11 +66,6 @@ def base_of(model: str) -> Path:
     return path
 
 
-def file_of(source: str) -> Path:
-    """The file of "file.json#split"."""
-    return Path(source.partition("#")[0])
-
-
 def run(config: Config, inputs: dict[str, Artifact], out: Path, context: StageContext) -> Artifact:
     """Leaves model/ (the classifier's directory) and training/; goes on from an interrupted run, to the same bytes.
     Raises what train_classifier raises."""
@@ -81,23 +74,27 @@ def run(config: Config, inputs: dict[str, Artifact], out: Path, context: StageCo
     from dacheng.train.progress import Progress
 
     drops = Drops()
-    fields_ = {"text_field": config.text_field, "label_field": config.label_field}
+    fields_: dict[str, Any] = {"text_field": config.text_field, "label_field": config.label_field}
     texts = read_labelled(config.data, drops, **fields_)
     held_out = read_labelled(config.held_out, drops, **fields_) if config.held_out else None
-    settings = ClassifierTrainConfig(**{f.name: getattr(config, f.name) for f in fields(ClassifierTrainConfig)})
-    model, tokenizer, notes = open_classifier(base_of(config.model), texts.names, settings)
+    settings = part_of(ClassifierTrainConfig, config)
+    model, tokenizer, notes = open_classifier(encoder_of(config.model), texts.names, settings)
     for note in notes:
         context.reporter.note(note)
     if held_out is not None:
         held_out.numbers(model.labels)  # a label that is not learnt: before the training, not after it
-    recipe = {"life": context.life, "stage": context.name, "fingerprint": context.fingerprint, "seed": config.seed}
     made = train_classifier(
-        model, tokenizer, texts, out, settings, [Progress()], ledger=context.ledger, provenance={"recipe": recipe}
+        model,
+        tokenizer,
+        texts,
+        out,
+        settings,
+        [Progress()],
+        ledger=context.ledger,
+        provenance={"recipe": context.recipe(config.seed)},
     )
-    for reason, count in drops.dropped.items():
-        context.reporter.note(f"{count} texts were left aside: {reason}")
-    context.entry.add(drops=drops.to_dict())
-    metrics = {key: value for key, value in made.to_dict().items() if key not in ("path", "metrics")}
+    learning.tell_drops("texts", context, drops)
+    metrics = made.figures()
     if held_out is not None:
         from dacheng.evaluate.classification import predict, report
 

@@ -53,6 +53,13 @@ def open_model(base: Path, reporter: Reporter) -> Opened:
     return Opened(loaded.model.float(), loaded.tokenizer, stored, loaded.generation, notes)
 
 
+def check_judge_text(config: Any) -> None:
+    """Before hours of work, not after them: raises DachengError where the text for the table is not there."""
+    if config.judge and config.judge_text is not None and not Path(config.judge_text).is_file():
+        raise DachengError(f"{config.judge_text} does not exist", field="judge_text", value=str(config.judge_text),
+                           remedy="check the path")  # fmt: skip
+
+
 def text_batches(opened: Opened, path: Path | None, config: Any, *, targets: bool = False) -> list[Any]:
     """`config.rows` stretches of `config.length` tokens, 4 at a time; targets: as batches that a loss can be taken of.
     Raises UsageError where the text is too short."""
@@ -72,6 +79,16 @@ def text_batches(opened: Opened, path: Path | None, config: Any, *, targets: boo
     return [TokenBatch(rows[:, :-1], rows[:, 1:], positions.expand(len(rows), -1)) for rows in found]
 
 
+def _note_family(opened: Opened, context: StageContext) -> None:
+    """Says where the architecture that a model came as cannot express what was made of it."""
+    from dacheng.formats.huggingface.families import family_of_traits
+
+    was, now = opened.model.family, family_of_traits(opened.model.traits, opened.model.family).model_type
+    if was is not None and was != now:
+        alone = ", which transformers does not read" if now == "dacheng" else ""
+        context.reporter.note(f"{was} cannot say what this model has become: it is stored as {now}{alone}")
+
+
 def finish(
     base: Path, opened: Opened, out: Path, context: StageContext, report: dict[str, Any], packed: dict[str, Any],
     config: Any, name: str,
@@ -82,6 +99,7 @@ def finish(
     from dacheng.formats.provenance import weights_hash
 
     opened.cast(config.dtype)
+    _note_family(opened, context)
     told = {key: value for key, value in plain(asdict(config)).items() if key not in ("judge", "speed")}
     provenance = {
         "parent": weights_hash(base) if base.is_dir() else None, "recipe": {"do": name, name: told},
@@ -96,11 +114,13 @@ def finish(
     if config.judge:
         from dacheng.compress.judge import judge
 
-        with context.reporter.task("judging before and after"):
-            found = judge(base, out / "model", text=config.judge_text, speed=config.speed, ledger=context.ledger)
+        with context.reporter.task("judging before and after") as task:
+            found = judge(base, out / "model", text=config.judge_text, speed=config.speed, ledger=context.ledger,
+                          progress=task.update)  # fmt: skip
         context.reporter.note(found.table())
         context.reporter.note(found.sentence())
         metrics["comparison"] = found.to_dict()
     write_json(out / f"{name}.json", metrics)
-    shutil.rmtree(out / "state", ignore_errors=True)
+    for needed_to_go_on in (out / "state", out / "healing" / "checkpoints"):
+        shutil.rmtree(needed_to_go_on, ignore_errors=True)
     return Artifact("model", out / "model", metrics=metrics)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dacheng.checks import says_how_long
-from dacheng.errors import DachengError, UsageError
+from dacheng.errors import UsageError
 from dacheng.objectives.distil_weights import DistilWeights
 from dacheng.records import Artifact, Drops
+from dacheng.stages import learning, named
 from dacheng.stages.base import Input, StageContext
 
 if TYPE_CHECKING:
@@ -67,16 +68,10 @@ class Config:
 
 def externals(config: Config) -> dict[str, Any]:
     """Weights and data. Raises DachengError for a file that is not there."""
-    from dacheng.formats.safetensors_io import sha256_file
-    from dacheng.stages.classify import file_of
-    from dacheng.stages.sft import weight_files
-
-    files = [*weight_files(config.teacher), *weight_files(config.student)]
-    files += map(file_of, (*config.data, *config.held_out))
-    for path in files:
-        if not path.is_file():
-            raise DachengError(f"{path} does not exist", field="data", value=str(path), remedy="check the path")
-    return {"files": [sha256_file(path) for path in files]}
+    return named.hashes(
+        named.weights("teacher", config.teacher), named.weights("student", config.student),
+        named.files("data", config.data), named.files("held_out", config.held_out),
+    )  # fmt: skip
 
 
 def run(config: Config, inputs: dict[str, Artifact], out: Path, context: StageContext) -> Artifact:
@@ -99,23 +94,29 @@ def _classifier(config: Config, teacher: Path, out: Path, context: StageContext)
     from dacheng.compress.encoders import pack_classifier
     from dacheng.compress.judge_classifier import judge_classifiers
     from dacheng.data.labelled import read_labelled
+    from dacheng.formats import provenance
     from dacheng.formats.classifiers import load_classifier, save_classifier
     from dacheng.train.progress import Progress
 
-    _refuse(config, "a classifier", ("student", "beta", "top_k", "share", "judge_text"))
+    _refuse(config, "a classifier", (
+        "student", "beta", "top_k", "share", "max_tokens", "context_length", "precision", "judge_text",
+    ))  # fmt: skip
     drops = Drops()
-    texts = read_labelled(config.data, drops)
-    made = distil_classifier(
-        teacher, texts, out, classifier_settings(config, teacher), [Progress()], ledger=context.ledger
-    )
+    texts = read_labelled(config.data, drops, unlabelled=True)
+    made = distil_classifier(teacher, texts, out, classifier_settings(config), [Progress()], ledger=context.ledger)
     if config.int8:
         loaded = load_classifier(made.path)
         if not loaded.is_packed:  # by a run that was stopped after this
-            save_classifier(made.path, pack_classifier(loaded.model), loaded.tokenizer)
-    context.entry.add(drops=drops.to_dict())
-    metrics = {key: value for key, value in made.to_dict().items() if key not in ("path", "metrics")}
+            said = {key: value for key, value in provenance.read(made.path).items() if key in provenance.KEYS}
+            save_classifier(made.path, pack_classifier(loaded.model), loaded.tokenizer, provenance=said)
+    learning.tell_drops("texts", context, drops)
+    metrics = made.figures()
     if config.held_out:
-        found = judge_classifiers(teacher, made.path, read_labelled(config.held_out, Drops()))
+        left = Drops()
+        held_out = read_labelled(config.held_out, left)
+        if left.dropped:
+            context.reporter.note(f"left out of what is held out: {dict(left.dropped)}")
+        found = judge_classifiers(teacher, made.path, held_out)
         context.reporter.note(found.table())
         context.reporter.note(found.sentence())
         metrics["comparison"] = found.to_dict()
@@ -128,14 +129,14 @@ def _decoder(config: Config, teacher: Path, out: Path, context: StageContext) ->
 
     _refuse(config, "a decoder", ("vocabulary", "int8", "epochs", "held_out"))
     made = distil_decoder(
-        teacher, config.data, out, decoder_settings(config, teacher), [Progress()], student=config.student,
+        teacher, config.data, out, decoder_settings(config), [Progress()], student=config.student,
         ledger=context.ledger,
     )  # fmt: skip
-    context.entry.add(drops=made.drops)
+    learning.tell_drops("conversations", context, made.drops)
     context.reporter.note(
         f"nats a token: {made.loss_before:.3f} before, {made.loss_after:.3f} after, the teacher {made.loss_teacher:.3f}"
     )
-    metrics = {key: value for key, value in made.to_dict().items() if key != "path"}
+    metrics = made.figures()
     if config.judge_text is not None:
         from dacheng.compress.judge import judge
 
@@ -146,31 +147,24 @@ def _decoder(config: Config, teacher: Path, out: Path, context: StageContext) ->
     return Artifact(KIND, made.path, metrics=metrics)
 
 
-def classifier_settings(config: Config, teacher: Path) -> DistilClassifierConfig:
+def classifier_settings(config: Config) -> DistilClassifierConfig:
     from dacheng.compress.distil.classifier import DistilClassifierConfig
-    from dacheng.formats.json_files import read_json
 
-    depth = read_json(teacher / "config.json").get("num_hidden_layers", 2)
     return DistilClassifierConfig(
-        layers=config.layers or max(1, depth // 2), vocabulary=config.vocabulary, epochs=config.epochs,
+        layers=config.layers, vocabulary=config.vocabulary, epochs=config.epochs,
         weights=config.weights or DistilWeights(soft=1.0, hard=0.5), steps=config.steps, minutes=config.minutes,
         lr=config.lr or 2e-4, batch_rows=config.batch_rows or 32, seed=config.seed, save_every=config.save_every,
     )  # fmt: skip
 
 
-def decoder_settings(config: Config, teacher: Path) -> DistilDecoderConfig:
+def decoder_settings(config: Config) -> DistilDecoderConfig:
     from dacheng.compress.distil.decoder import DistilDecoderConfig
-    from dacheng.formats.json_files import read_json
     from dacheng.train.budget import Budget
     from dacheng.train.optimizers import OptimizerConfig
 
-    layers = config.layers
-    if layers is None:
-        file = teacher / "config.json"
-        layers = max(1, (read_json(file).get("num_hidden_layers") or 2) // 2) if file.is_file() else 1
     return DistilDecoderConfig(
-        layers=layers, weights=config.weights or DistilWeights(soft=1.0, hard=0.5, temperature=1.0), beta=config.beta,
-        top_k=config.top_k, share=config.share, max_tokens=config.max_tokens, context_length=config.context_length,
+        layers=config.layers, weights=config.weights, beta=config.beta, top_k=config.top_k, share=config.share,
+        max_tokens=config.max_tokens, context_length=config.context_length,
         batch_rows=config.batch_rows or 4, steps=config.steps, seed=config.seed, precision=config.precision,
         budget=Budget() if config.minutes is None else Budget(minutes=config.minutes),
         optimizer=OptimizerConfig(lr=config.lr or 3e-4, weight_decay=0.0), save_every=config.save_every,
@@ -178,7 +172,8 @@ def decoder_settings(config: Config, teacher: Path) -> DistilDecoderConfig:
 
 
 def _refuse(config: Config, kind: str, names: tuple[str, ...]) -> None:
+    unset = {f.name: f.default for f in fields(Config)}
     for name in names:
         value = getattr(config, name)
-        if value:
+        if value != unset[name]:
             raise UsageError(f"{kind} has no such knob", field=name, value=value, remedy="leave it out")

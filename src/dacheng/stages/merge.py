@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 from dacheng.errors import DachengError, UsageError
 from dacheng.records import Artifact
+from dacheng.stages import named
 from dacheng.stages.base import Input, StageContext
-from dacheng.stages.compressing import finish, open_model
-from dacheng.stages.sft import weight_files
+from dacheng.stages.compressing import check_judge_text, finish, open_model
 
 VERSION = 1
 KIND = "model"
@@ -34,7 +34,7 @@ class Config:
     scale: float = 1.0
     experts: int = 8
     per_token: int = 2
-    dtype: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
     seed: int = 1
     judge: bool = field(default=True, metadata=_FREE)
     judge_text: Path | None = field(default=None, metadata=_FREE)
@@ -43,14 +43,15 @@ class Config:
 
 def externals(config: Config) -> dict[str, Any]:
     """All weights. Raises DachengError for what is no model."""
-    from dacheng.formats.safetensors_io import sha256_file
-
-    names = [*config.models, *([] if config.base is None else [config.base])]
-    return {"files": [sha256_file(path) for name in names for path in weight_files(name)]}
+    check_judge_text(config)
+    return named.hashes(
+        *(named.weights("models", model) for model in config.models), named.weights("base", config.base)
+    )
 
 
 def run(config: Config, inputs: dict[str, Artifact], out: Path, context: StageContext) -> Artifact:
     """Leaves model/ and merge.json. Raises DachengError for models of different shapes or tokenizers."""
+    from dacheng.compress.merge.methods import NEEDS_BASE
     from dacheng.compress.merge.models import MergeConfig, merge_models
     from dacheng.compress.upcycle import upcycle
 
@@ -63,6 +64,9 @@ def run(config: Config, inputs: dict[str, Artifact], out: Path, context: StageCo
         if other.tokenizer.fingerprint != first.tokenizer.fingerprint:
             raise DachengError(f"{paths[0]} and {path} cut texts differently", field="models", value=str(path),
                                remedy="merge models of one tokenizer")  # fmt: skip
+    needed = config.method in NEEDS_BASE
+    if config.base is not None and not needed:
+        context.reporter.note(f"{config.method} has no use for a base: {config.base} is left aside")
     if config.method == "upcycle":
         if len(paths) != 1:
             raise UsageError("experts are made of one model", field="models", value=len(paths), remedy="name one")
@@ -70,7 +74,7 @@ def run(config: Config, inputs: dict[str, Artifact], out: Path, context: StageCo
     else:
         settings = MergeConfig(method=config.method, weights=config.weights, t=config.t, density=config.density,
                                scale=config.scale, seed=config.seed)  # fmt: skip
-        base = None if config.base is None else open_model(Path(config.base), context.reporter).model
+        base = open_model(Path(config.base), context.reporter).model if config.base and needed else None
         first.model = merge_models([one.model for one in everyone], settings, base)
     report = {
         "method": config.method,

@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from dacheng.errors import DachengError, UsageError
+from dacheng.errors import UsageError
 from dacheng.records import Artifact
+from dacheng.stages import named
 from dacheng.stages.base import Input, StageContext
-from dacheng.stages.compressing import Opened, finish, open_model, text_batches
-from dacheng.stages.sft import base_of, weight_files
+from dacheng.stages.compressing import Opened, check_judge_text, finish, open_model, text_batches
+from dacheng.stages.named import base_of
 
 if TYPE_CHECKING:
     from dacheng.compress.prune.keep import Keep
@@ -31,6 +32,7 @@ class Config:
     keeps. measure: of heads and neurons, what makes one important. text: calibrates and heals (UTF-8 or .gz), and says
     which tokens a vocabulary needs. rows, length: stretches of it that calibrate. heal_steps, heal_how, heal_lr: of the
     training afterwards; 0 for none. heal_by: the text's next tokens, or the unpruned model's distributions over them.
+    sparse: leave zeros out on disk, which dacheng reads; false stores whole matrices, which transformers reads too.
     dtype: of what is stored. judge_text: for perplexity before and after; judge: false for no table. speed: measure
     that too.
     """
@@ -50,7 +52,8 @@ class Config:
     heal_how: Literal["lora", "full"] = "lora"
     heal_by: Literal["text", "teacher"] = "text"
     heal_lr: float | None = None
-    dtype: str | None = None
+    sparse: bool = True
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
     seed: int = 1
     judge: bool = field(default=True, metadata=_FREE)
     judge_text: Path | None = field(default=None, metadata=_FREE)
@@ -63,6 +66,9 @@ class Config:
         if self.method in PARTS and self.method != "vocabulary" and self.count is None:
             told = "how many layers go" if self.method == "layers" else f"how many {self.method} stay"
             raise UsageError(f"nothing says {told}", field="count", value=None, remedy="count: 5")
+        if self.count is not None and self.method not in PARTS[:-1]:
+            raise UsageError(f"{self.method} has nothing to count", field="count", value=self.count,
+                             remedy="count: null")  # fmt: skip
         if self.heal_steps and self.method == "low_rank":
             raise UsageError("factors are not healed", field="heal_steps", value=self.heal_steps, remedy="0")
         if self.heal_by == "teacher" and self.method == "vocabulary":
@@ -77,13 +83,9 @@ class Config:
 
 def externals(config: Config) -> dict[str, Any]:
     """The weights and the text. Raises DachengError for a file that is not there."""
-    from dacheng.formats.safetensors_io import sha256_file
-
-    files = [*weight_files(config.model), *([] if config.text is None else [config.text])]
-    for path in files:
-        if not path.is_file():
-            raise DachengError(f"{path} does not exist", field="text", value=str(path), remedy="check the path")
-    return {"files": [sha256_file(path) for path in files]}
+    check_judge_text(config)
+    text = [] if config.text is None else [config.text]
+    return named.hashes(named.weights("model", config.model), named.files("text", text))
 
 
 def run(config: Config, inputs: dict[str, Artifact], out: Path, context: StageContext) -> Artifact:
@@ -104,10 +106,13 @@ def run(config: Config, inputs: dict[str, Artifact], out: Path, context: StageCo
         report |= _cut(config, opened, context)
     if config.heal_steps:
         report["healing"] = _healed(config, opened, base, out, context)
-    if config.method in ZEROS:
+    if config.method in ZEROS and config.sparse:
         packed = sparse_weights(opened.cast(config.dtype).model)
         if packed:
-            context.reporter.note("zeros are left out on disk; in memory and in speed nothing changes")
+            context.reporter.note(
+                "zeros are left out on disk, which only dacheng reads (else sparse: false); in memory and in speed"
+                " nothing changes"
+            )
     return finish(base, opened, out, context, report, packed, config, "prune")
 
 
@@ -176,12 +181,12 @@ def _chosen(config: Config, opened: Opened, context: StageContext) -> tuple[Keep
 def _vocabulary(config: Config, opened: Opened) -> tuple[Keep, dict[str, Any]]:
     from dacheng.compress.measure import read_text
     from dacheng.compress.prune.keep import Keep
-    from dacheng.compress.prune.vocabulary import prune_vocabulary, renumbered_settings, token_counts
+    from dacheng.compress.prune.vocabulary import prune_vocabulary, renumbered_settings, token_counts, tokens_of_chats
 
     assert config.text is not None
     before = opened.tokenizer
-    counts = token_counts(before, read_text(config.text).splitlines())
-    opened.tokenizer, ids = prune_vocabulary(before, counts.nonzero()[0].tolist())
+    counts = token_counts(before, [read_text(config.text)])  # whole: line breaks are tokens, too
+    opened.tokenizer, ids = prune_vocabulary(before, [*counts.nonzero()[0].tolist(), *tokens_of_chats(before)])
     opened.generation = renumbered_settings(opened.generation, ids)
     return Keep(vocabulary=ids), {"tokens": [before.vocab_size, len(ids)]}
 
@@ -199,12 +204,14 @@ def _healed(config: Config, opened: Opened, base: Path, out: Path, context: Stag
                           context_length=min(256, opened.model.traits.longest_text))  # fmt: skip
     documents = [opened.tokenizer.encode(read_text(config.text))]
     teacher = load_model(base, dtype="float32").model if config.heal_by == "teacher" else None
-    objective = None if teacher is None else DistilTokens(teacher, DistilWeights(soft=1.0, hard=0.0))
+    objective = None if teacher is None else DistilTokens(teacher, DistilWeights(soft=1.0, hard=0.0, temperature=1.0))
     found = heal(
         opened.model, documents, out / "healing", settings, objective=objective, callbacks=[Progress()],
         ledger=context.ledger,
     )  # fmt: skip
     for note in found.notes:
         context.reporter.note(note)
-    context.reporter.note(f"healing: {found.loss_before:.3f} nats a token before, {found.loss_after:.3f} after")
+    context.reporter.note(
+        f"healing: {found.loss_before:.3f} nats a token of its own text before, {found.loss_after:.3f} after"
+    )
     return found.to_dict()

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from dacheng.adapt.classifier import MODEL, ClassifierResult, train_classifier
+from dacheng.adapt.classifier import ClassifierResult, train_classifier
 from dacheng.adapt.classifier_settings import ClassifierTrainConfig
 from dacheng.compress.distil.student import pick_layers
-from dacheng.compress.encoders import shrink_classifier, shrink_tokenizer, words_to_keep
+from dacheng.compress.encoders import shrink_classifier
 from dacheng.compress.prune.keep import Keep
+from dacheng.compress.prune.vocabulary import prune_vocabulary, words_to_keep
 from dacheng.data.labelled import LabelledTexts
 from dacheng.data.text_rows import token_rows
 from dacheng.errors import UsageError
@@ -25,7 +26,9 @@ from dacheng.formats.safetensors_io import read_tensors, write_tensors
 from dacheng.models.classifier import Classifier
 from dacheng.objectives.distil import DistilText
 from dacheng.objectives.distil_weights import DistilWeights
+from dacheng.recipes import part_of
 from dacheng.train.callbacks import Callback
+from dacheng.train.outcome import MODEL, RESULT
 
 if TYPE_CHECKING:
     from dacheng.ledger import Ledger
@@ -38,14 +41,16 @@ LOGITS = "teacher_logits.safetensors"
 class DistilClassifierConfig(ClassifierTrainConfig):
     """Everything of ClassifierTrainConfig, and:
 
-    layers: how many of the teacher's the student has, evenly spread, or which. weights: what is learnt from the
-    teacher, and what of the labels. vocabulary: tokens that the student keeps in the end, those of the training texts
-    among them; 0 for these alone, null for all.
+    layers: how many of the teacher's the student has, evenly spread, or which; null for half. weights: what is learnt
+    from the teacher, and what of the labels. vocabulary: tokens that the student keeps in the end, those of the
+    training texts among them; 0 for these alone, null for all. head_lr is null: the student's head is the teacher's,
+    and not fresh.
     """
 
-    layers: int | tuple[int, ...] = 3
+    layers: int | tuple[int, ...] | None = None
     weights: DistilWeights = field(default_factory=lambda: DistilWeights(soft=1.0, hard=0.5))
     vocabulary: int | None = None
+    head_lr: float | None = None
 
 
 def distil_classifier(
@@ -77,10 +82,8 @@ def distil_classifier(
     deep = bool(config.weights.states or config.weights.attention)
     logits = None if deep else teacher_logits(model, tokenizer, texts, config.longest, out / LOGITS, name)
     objective = DistilText(model.eval().requires_grad_(False), config.weights, name, config.label_smoothing)
-    settings = ClassifierTrainConfig(
-        **{f: getattr(config, f) for f in ClassifierTrainConfig.__dataclass_fields__}
-    )  # fmt: skip
-    provenance = {"parent": name, "recipe": {"do": "distil", "layers": config.layers}}
+    settings = part_of(ClassifierTrainConfig, config)
+    provenance = {"parent": name, "recipe": {"do": "distil", "layers": config.layers or len(student.encoder.blocks)}}
     result = train_classifier(
         student, tokenizer, texts, out, settings, callbacks, objective=objective, teacher_logits=logits,
         validate=validate, ledger=ledger, provenance=provenance,
@@ -89,16 +92,17 @@ def distil_classifier(
         smaller, words = cut_words(student, tokenizer, texts.texts, config.vocabulary or None)
         save_classifier(out / MODEL, smaller, words, provenance=provenance)
         result = replace(result, parameters=smaller.params()["total"])
+        result.write(out / RESULT)
     return result
 
 
 def cut_words(
     model: Classifier, tokenizer: Tokenizer, texts: Sequence[str], size: int | None = None
 ) -> tuple[Classifier, Tokenizer]:
-    """Model and tokenizer without the words that `texts` do not need (see encoders.words_to_keep): of every text whose
-    tokens stay the logits are the same."""
-    keep = words_to_keep(tokenizer, texts, size)
-    return shrink_classifier(model, Keep(vocabulary=keep)), shrink_tokenizer(tokenizer, keep)
+    """Model and tokenizer without the words that `texts` do not need (see prune.vocabulary.words_to_keep): the
+    logits of every text whose tokens stay are the same."""
+    fewer, ids = prune_vocabulary(tokenizer, words_to_keep(tokenizer, texts, size))
+    return shrink_classifier(model, Keep(vocabulary=ids)), fewer
 
 
 def teacher_logits(

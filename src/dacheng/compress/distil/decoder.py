@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,21 +16,25 @@ from dacheng.checks import at_least_one
 from dacheng.compress.distil.on_policy import Exchange, OnPolicySource
 from dacheng.compress.distil.stored import StoredTeacher, WithTeacher, store_top_tokens
 from dacheng.compress.distil.student import pick_layers
+from dacheng.compress.measure import read_text
 from dacheng.data.batches import PackedSource, Source, TokenBatch, every_row
 from dacheng.data.chats import read_chats, rendered_chats, shards_of
 from dacheng.data.packing import pack
 from dacheng.errors import DachengError, UsageError
-from dacheng.formats.json_files import write_json
-from dacheng.formats.model_directory import load_model, save_model
+from dacheng.formats.model_directory import LoadedModel, load_model, save_model
 from dacheng.formats.provenance import weights_hash
+from dacheng.formats.safetensors_header import read_header
+from dacheng.formats.safetensors_io import sha256_file
 from dacheng.models.decoder import Decoder
 from dacheng.objectives.base import StepContext
 from dacheng.objectives.distil_tokens import NEXT, DistilTokens
 from dacheng.objectives.distil_weights import DistilWeights
 from dacheng.objectives.next_token import NextToken
+from dacheng.recipes import part_of
 from dacheng.records import Drops
 from dacheng.train.callbacks import Callback
 from dacheng.train.config import TrainConfig
+from dacheng.train.outcome import MODEL, RESULT, TRAINING, Outcome
 from dacheng.train.phases import Phase
 from dacheng.train.rng import derive_seed
 from dacheng.train.trainer import Trainer
@@ -38,7 +43,7 @@ if TYPE_CHECKING:
     from dacheng.ledger import Ledger
     from dacheng.text import Tokenizer
 
-MODEL, TRAINING, RESULT, STORED = "model", "training", "result.json", "teacher_tokens.safetensors"
+STORED = "teacher_tokens.safetensors"
 _ROWS_AT_ONCE = 8
 _FREE: dict[str, Any] = {"free": True}
 
@@ -47,15 +52,16 @@ _FREE: dict[str, Any] = {"free": True}
 class DistilDecoderConfig(TrainConfig):
     """Everything of TrainConfig (steps, optimizer, schedule…), and:
 
-    layers: how many of the teacher's the student has, evenly spread, or which. weights, beta: what is learnt, see
-    objectives.distil_tokens. top_k: store so many likeliest tokens of the teacher first, and train without it; null
-    keeps it at hand. share: of the steps on the student's own answers (on-policy GKD), 0 for none; max_tokens and
+    layers: how many of the teacher's the student has, evenly spread, or which; null for half. weights, beta: what is
+    learnt, see objectives.distil_tokens; null for the teacher's distributions, with the data's own tokens at one half
+    where the data writes all answers. top_k: store so many likeliest tokens of the teacher first, and train without it;
+    null keeps it at hand. share: of the steps on the student's own answers (on-policy GKD), 0 for none; max_tokens and
     temperature are of these. context_length, batch_rows, micro_batches: of a step; whole documents are packed into
     rows. chunk: tokens whose logits are held at once.
     """
 
-    layers: int | tuple[int, ...] = 15
-    weights: DistilWeights = field(default_factory=lambda: DistilWeights(soft=1.0, hard=0.5, temperature=1.0))
+    layers: int | tuple[int, ...] | None = None
+    weights: DistilWeights | None = None
     beta: float = 0.0
     top_k: int | None = None
     share: float = 0.0
@@ -71,18 +77,25 @@ class DistilDecoderConfig(TrainConfig):
         if self.share and self.top_k is not None:
             raise UsageError("what the student will write cannot be stored before", field="top_k", value=self.top_k,
                              remedy="top_k: null, or share: 0")  # fmt: skip
+        if self.share and self.learnt.hard:
+            raise UsageError("what the student wrote itself is no target", field="weights.hard",
+                             value=self.learnt.hard, remedy="hard: 0, or share: 0")  # fmt: skip
+        if self.top_k is not None and (self.beta or self.learnt.states or self.learnt.attention):
+            raise UsageError("a teacher's likeliest tokens teach KL(teacher ‖ student) and no more", field="top_k",
+                             value=self.top_k, remedy="top_k: null keeps the teacher at hand")  # fmt: skip
         at_least_one(self, "max_tokens", "context_length", "batch_rows", "micro_batches", "chunk")
 
+    @property
+    def learnt(self) -> DistilWeights:
+        """The weights, or what null stands for."""
+        return self.weights or DistilWeights(soft=1.0, hard=0.0 if self.share else 0.5, temperature=1.0)
 
-@dataclass(frozen=True, slots=True)
-class DistilResult:
+
+@dataclass(frozen=True, kw_only=True)
+class DistilResult(Outcome):
     """path: the student's directory. loss_before, loss_after: nats a target on rows of the data, of the student before
     and after; loss_teacher: of the teacher. kept: the mean share of probability that a stored teacher has."""
 
-    path: Path
-    steps: int
-    tokens: int
-    seconds: float
     loss_before: float
     loss_after: float
     loss_teacher: float
@@ -90,11 +103,6 @@ class DistilResult:
     teacher_parameters: int
     written: int
     kept: float | None
-    drops: dict[str, Any]
-    warnings: list[str]
-
-    def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "path": str(self.path)}
 
 
 def distil_decoder(
@@ -110,48 +118,53 @@ def distil_decoder(
     """Trains a student of the model in `teacher` and writes out/model, out/training and result.json; goes on from an
     interrupted run. student: a directory to begin with, in place of the teacher's own layers.
 
-    data: JSON lines of {"messages": […]}, of which the assistant's words are learnt, or plain texts (.txt, .md), of
-    which all is. Raises UsageError for a student with another vocabulary, and for own answers without conversations.
+    data: JSON lines of {"messages": […]}, of which the assistant's words are learnt, or plain texts (.txt, .md, also
+    .gz), of which all is. The student is stored in the dtype of the model that it began as. Raises UsageError for a
+    student with another vocabulary, and for own answers without conversations.
     """
-    out, loaded = Path(out), load_model(teacher, dtype="float32")
+    out, teacher, loaded = Path(out), Path(teacher), load_model(teacher)
     if loaded.tokenizer is None:
         raise DachengError("the teacher has no tokenizer", field="teacher", value=str(teacher), remedy="add its files")
-    master, tokenizer = loaded.model.eval().requires_grad_(False), loaded.tokenizer
-    model = _student(master, tokenizer, student, config)
+    tokenizer, begun = loaded.tokenizer, loaded if student is None else load_model(student)
+    stored, master = begun.model.embed.weight.dtype, loaded.model.float().eval().requires_grad_(False)
+    model = pick_layers(master, config.layers) if student is None else _checked(begun, master, tokenizer)
+    model.requires_grad_(True)
     drops = Drops()
     documents = _documents(data, tokenizer, config.context_length, drops)
     source: Source
     packed = _packed(documents, config)
     rows = _some_rows(packed)
-    name, kept, used = weights_hash(Path(teacher)), None, master
+    name, kept, used = weights_hash(teacher) if teacher.is_dir() else sha256_file(teacher), None, master
     if config.share:
         source = _on_policy(documents, tokenizer, config)
     else:
         source = packed
         if config.top_k is not None:
             out.mkdir(parents=True, exist_ok=True)
-            stored, kept = _stored(master, packed, out / STORED, config)
-            source, used = WithTeacher(packed, stored), None  # type: ignore[assignment]
+            told = _stored(master, packed, out / STORED, config, name)
+            source, used, kept = WithTeacher(packed, told), None, told.kept  # type: ignore[assignment]
     before, best = mean_nats(model, rows), mean_nats(master, rows)
-    objective = DistilTokens(used, config.weights, config.beta, name, config.chunk)
-    settings = TrainConfig(**{f.name: getattr(config, f.name) for f in fields(TrainConfig)})
+    objective = DistilTokens(used, config.learnt, config.beta, name, config.chunk)
+    settings = part_of(TrainConfig, config)
     trainer = Trainer(model, [Phase(objective)], source, list(callbacks), settings, out / TRAINING, ledger=ledger)
     done = trainer.fit()
     model.eval()
-    recipe = {"do": "distil", "layers": config.layers}
-    path = save_model(out / MODEL, model, tokenizer, provenance={"parent": name, "recipe": recipe})
-    result = DistilResult(
-        path, done.steps, done.tokens, done.seconds, before, mean_nats(model, rows), best, model.params()["total"],
-        master.params()["total"], getattr(source, "written", 0), kept, drops.to_dict(), done.warnings,
+    recipe = {"do": "distil", "layers": config.layers or model.traits.layers}
+    path = save_model(
+        out / MODEL, model, tokenizer, generation=begun.generation, dtype=stored,
+        provenance={"parent": name, "recipe": recipe},
     )  # fmt: skip
-    write_json(out / RESULT, result.to_dict())
+    result = DistilResult(
+        **Outcome.told(path, done, drops), loss_before=before, loss_after=mean_nats(model, rows), loss_teacher=best,
+        parameters=model.params()["total"], teacher_parameters=master.params()["total"],
+        written=getattr(source, "written", 0), kept=kept,
+    )  # fmt: skip
+    result.write(out / RESULT)
     return result
 
 
-def _student(master: Decoder, tokenizer: Tokenizer, student: Path | str | None, config: DistilDecoderConfig) -> Decoder:
-    if student is None:
-        return pick_layers(master, config.layers).requires_grad_(True)
-    loaded = load_model(student, dtype="float32")
+def _checked(loaded: LoadedModel, master: Decoder, tokenizer: Tokenizer) -> Decoder:
+    """The student of a directory, in float32."""
     same = loaded.model.traits.vocab_size == master.traits.vocab_size
     if loaded.tokenizer is None or loaded.tokenizer.fingerprint != tokenizer.fingerprint or not same:
         raise UsageError(
@@ -159,7 +172,7 @@ def _student(master: Decoder, tokenizer: Tokenizer, student: Path | str | None, 
             value=[master.traits.vocab_size, loaded.model.traits.vocab_size],
             remedy="take a student with the teacher's tokenizer, or let the teacher write the data",
         )  # fmt: skip
-    return loaded.model.requires_grad_(True)
+    return loaded.model.float()
 
 
 def _documents(
@@ -167,7 +180,7 @@ def _documents(
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """(ids, which are learnt) of each conversation, and of each stretch of a plain text."""
     found: list[tuple[np.ndarray, np.ndarray]] = []
-    chats = [path for path in data if Path(path).suffix not in (".txt", ".md")]
+    chats = [path for path in data if not path.removesuffix(".gz").endswith((".txt", ".md"))]
     if chats:
         from dacheng.text import ChatRenderer
 
@@ -175,7 +188,7 @@ def _documents(
     for path in data:
         if path in chats:
             continue
-        ids = np.array(tokenizer.encode(Path(path).read_text(encoding="utf-8")), np.int32)
+        ids = np.array(tokenizer.encode(read_text(Path(path))), np.int32)
         for start in range(0, len(ids), longest):
             part = ids[start : start + longest]
             if len(part) > 1:
@@ -202,9 +215,9 @@ def _on_policy(
         if learnt.all():
             raise UsageError("a plain text has no questions that a student could answer", field="share",
                              value=config.share, remedy="give conversations, or share: 0")  # fmt: skip
-        first = int(learnt.argmax())
-        last = first + int((~learnt[first:]).argmax()) if not learnt[first:].all() else len(ids)
-        exchanges.append(Exchange(tuple(ids[:first].tolist()), tuple(ids[first:last].tolist())))
+        edges = np.flatnonzero(np.diff(learnt.astype(np.int8), prepend=0, append=0))
+        for first, last in edges.reshape(-1, 2).tolist():  # each of the assistant's turns, with all before it
+            exchanges.append(Exchange(tuple(ids[:first].tolist()), tuple(ids[first:last].tolist())))
     sampling = Sampling(max_tokens=config.max_tokens, temperature=config.temperature)
     return OnPolicySource(
         exchanges, tokenizer, sampling, batch_rows=config.batch_rows, share=config.share,
@@ -212,15 +225,14 @@ def _on_policy(
     )  # fmt: skip
 
 
-def _stored(
-    master: Decoder, source: PackedSource, path: Path, config: DistilDecoderConfig
-) -> tuple[StoredTeacher, float | None]:
-    """Of a run that was stopped, what it has stored."""
-    kept = None
-    if not path.is_file():
+def _stored(master: Decoder, source: PackedSource, path: Path, config: DistilDecoderConfig, name: str) -> StoredTeacher:
+    """What a run that was stopped has stored, where it was the same teacher, on the same rows, at these settings."""
+    k, temperature = config.top_k or 1, config.learnt.temperature
+    key = hashlib.sha256(repr([name, source.fingerprint, k, temperature]).encode()).hexdigest()
+    if not path.is_file() or read_header(path).metadata.get("key") != key:
         rows = every_row(source.shards, source.packing, _ROWS_AT_ONCE)
-        kept = store_top_tokens(master, rows, path, k=config.top_k or 1, temperature=config.weights.temperature)["kept"]
-    return StoredTeacher(path), kept
+        store_top_tokens(master, rows, path, k=k, temperature=temperature, key=key)
+    return StoredTeacher(path)
 
 
 def _some_rows(source: PackedSource) -> list[TokenBatch]:

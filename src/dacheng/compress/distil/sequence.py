@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from dacheng.engine.engine import Engine
     from dacheng.text import ChatRenderer
 
+_BEGINNING = b'{"number": '  # of every line
 _AT_ONCE = 64  # conversations between two writes to the file: what a kill loses
 
 
@@ -31,7 +32,8 @@ def write_answers(
     number of lines in the file. Conversations that are in it already are not asked again, so a stopped call goes on.
 
     An answer that does not end, or is empty, is dropped and counted: a student would learn not to stop. The seed of a
-    conversation's answer is params.seed and its number. Raises DachengError for a conversation without a question.
+    conversation's answer is params.seed and its number. Raises DachengError for a conversation without a question, and
+    for a file that holds anything but such answers.
     """
     done = _numbers(out)
     waiting = [(i, record) for i, record in enumerate(records) if i not in done]
@@ -63,7 +65,7 @@ def _question(record: Record) -> list[dict[str, Any]]:
     messages = list(record.messages or [{"role": "user", "content": record.text or ""}])
     while messages and messages[-1].get("role") == "assistant":
         messages.pop()
-    if not messages or not messages[-1].get("content"):
+    if not messages or messages[-1].get("role") == "system" or not messages[-1].get("content"):
         raise DachengError("a conversation without a question", field="messages", value=record.id,
                            remedy="remove it, or end it with a user's turn")  # fmt: skip
     return messages
@@ -78,21 +80,25 @@ def _seeded(params: SamplingParams, number: int) -> SamplingParams:
 
 
 def _numbers(out: Path) -> set[int]:
-    """Of the conversations in the file. A line that a kill has cut is cut off."""
+    """Of the conversations in the file. A last line that a kill has cut is cut off; nothing else is touched."""
     if not out.is_file():
         return set()
-    whole, found = 0, set()
-    data = out.read_bytes()
-    for line in data.splitlines(keepends=True):
-        try:
-            found.add(int(json.loads(line)["number"]))
-        except (ValueError, KeyError, TypeError):
-            break
-        if not line.endswith(b"\n"):
-            break
-        whole += len(line)
-    if whole < len(data):
-        with out.open("r+b") as file:
-            file.truncate(whole)
-        return _numbers(out)
+    found, whole = set(), 0
+    with out.open("r+b") as file:
+        for place, line in enumerate(file, 1):
+            if not line.endswith(b"\n") and (line.startswith(_BEGINNING) or _BEGINNING.startswith(line)):
+                file.truncate(whole)
+                break
+            found.add(_number(line, f"line {place} of {out}"))
+            whole += len(line)
     return found
+
+
+def _number(line: bytes, where: str) -> int:
+    try:
+        if line.endswith(b"\n"):
+            return int(json.loads(line)["number"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        pass
+    raise DachengError(f"{where} is no answer of a teacher", field="out", value=line[:80],
+                       remedy="name another file: this one stays as it is")  # fmt: skip

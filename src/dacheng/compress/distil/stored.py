@@ -23,10 +23,11 @@ _CHUNK = 256  # positions whose logits are held at once
 
 @torch.no_grad()
 def store_top_tokens(
-    teacher: Decoder, batches: Iterable[TokenBatch], path: Path, *, k: int = 16, temperature: float = 1.0
+    teacher: Decoder, batches: Iterable[TokenBatch], path: Path, *, k: int = 16, temperature: float = 1.0, key: str = ""
 ) -> dict[str, float]:
     """Writes the k likeliest tokens, and their log-probabilities at `temperature` (float16), of every position with a
-    target. Returns how many positions there are, and the mean of the probability that was kept.
+    target. key: goes into the file's metadata, to tell by it what the file is of. Returns how many positions there are,
+    and the mean of the probability that was kept.
 
     All is held in memory: 6 · k bytes a position. Raises UsageError for a k that the vocabulary does not have.
     """
@@ -52,7 +53,8 @@ def store_top_tokens(
             "there is no position with a target", field="data", value=0, remedy="give text to learn from"
         )
     whole = torch.cat(logps)
-    about = {"k": str(k), "temperature": str(temperature), "vocab_size": str(teacher.traits.vocab_size)}
+    about = {"k": str(k), "temperature": str(temperature), "vocab_size": str(teacher.traits.vocab_size),
+             "key": key}  # fmt: skip
     write_tensors(
         path, {"tokens": torch.cat(tokens), "logps": whole, "keys": torch.tensor(keys), "counts": torch.tensor(counts),
                "temperature": torch.tensor(float(temperature))}, about,
@@ -71,6 +73,11 @@ class StoredTeacher:
         starts = ends - found["counts"].numpy()
         self._rows = {int(key): (int(a), int(b)) for key, a, b in zip(found["keys"], starts, ends)}
         self.fingerprint = hashlib.sha256(self.logps.numpy().tobytes()).hexdigest()[:16]
+
+    @property
+    def kept(self) -> float:
+        """The mean over the positions of the probability that the stored tokens have together."""
+        return float(self.logps.float().exp().sum(-1).mean())
 
     def of(self, batch: TokenBatch) -> TopTokens:
         """The batch with the teacher's tokens. Raises DachengError for a row that was not stored."""

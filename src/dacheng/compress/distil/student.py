@@ -31,10 +31,12 @@ def spread(total: int, count: int) -> tuple[int, ...]:
     return tuple(round(i * (total - 1) / (count - 1)) for i in range(count))
 
 
-def pick_layers(model: M, layers: tuple[int, ...] | int) -> M:
-    """A new network of these layers of `model` (a number: evenly spread), and all the rest of it, weights copied."""
-    network = model.encoder if isinstance(model, Classifier) else model
-    chosen = spread(len(network.blocks), layers) if isinstance(layers, int) else layers
+def pick_layers(model: M, layers: tuple[int, ...] | int | None) -> M:
+    """A new network of these layers of `model` (a number: evenly spread; None: half of them), and all the rest of it,
+    weights copied."""
+    depth = len(model.encoder.blocks if isinstance(model, Classifier) else model.blocks)
+    wanted = max(1, depth // 2) if layers is None else layers
+    chosen = spread(depth, wanted) if isinstance(wanted, int) else wanted
     keep = Keep(layers=chosen)
     if isinstance(model, Classifier):
         return shrink_classifier(model, keep)

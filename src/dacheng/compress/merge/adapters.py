@@ -49,7 +49,7 @@ def merge_adapters(
     ranks = {name: part.rank for name, part in parts.items() if part.rank != largest}
     config = LoRAConfig(rank=largest, alpha=float(largest), targets=tuple(parts), rank_pattern=ranks,
                         alpha_pattern={name: float(r) for name, r in ranks.items()})  # fmt: skip
-    return Adapter(config, parts, adapters[0].base)
+    return Adapter(config, parts, next((adapter.base for adapter in adapters if adapter.base), ""))
 
 
 def _cat(there: Sequence[tuple[float, LoRAWeights]]) -> LoRAWeights:

@@ -46,13 +46,15 @@ class MergeConfig:
         if len(weights) != models:
             raise UsageError(f"{models} models have as many weights", field="weights", value=list(weights),
                              remedy="one for each, the base has none")  # fmt: skip
+        if models < 1:
+            raise UsageError("there is nothing to merge", field="models", value=models, remedy="name some")
         if self.method == "slerp" and models != 2:
             raise UsageError("an arc has two ends", field="models", value=models, remedy="give two models, or linear")
+        if self.method == "slerp" and self.weights is not None:
+            raise UsageError("where on an arc is told by t", field="weights", value=list(self.weights), remedy="t: 0.5")
         if self.method in methods.NEEDS_BASE and not has_base:
             raise UsageError("what was learnt is the difference from a base", field="base", value=None,
                              remedy="name the model that all were tuned from")  # fmt: skip
-        if models < 1:
-            raise UsageError("there is nothing to merge", field="models", value=models, remedy="name some")
         return weights
 
 

@@ -64,7 +64,8 @@ class HealConfig:
 
 @dataclass(slots=True)
 class HealReport:
-    """Nats a token on the held-out rows: of the pruned model, and of the healed one as it is returned."""
+    """Nats a token on what was held out, else on some rows of the healing text itself (which says that it learns, not
+    how good it is): of the pruned model, and of the healed one as it is returned."""
 
     loss_before: float
     loss_after: float

@@ -69,8 +69,8 @@ class KeepZeros(Callback):
         put_masks(trainer.model, self.masks)
         if self.schedule is not None and self.schedule.is_due(step) and (ratio := self.schedule.at(step)) > 0:
             wanted = Sparsity(ratio)
-            self.masks = {
-                name: magnitude(module.weight.detach(), wanted, self.scope)
+            self.masks = {  # with row and ties, the zeros there are need not be among the chosen
+                name: magnitude(module.weight.detach(), wanted, self.scope) & (module.weight.detach() != 0)
                 for name, module in linear_maps(trainer.model).items()
             }
             put_masks(trainer.model, self.masks)

@@ -36,7 +36,7 @@ class Sparsity:
         raise UsageError("not a sparsity", field="sparsity", value=value, remedy="a share as 0.5, or n of m as 2:4")
 
     def __str__(self) -> str:
-        return f"{self.keep}:{self.of}" if self.of else f"{self.ratio:.0%}"
+        return f"{self.keep}:{self.of}" if self.of else f"{100 * self.ratio:.6g}%"
 
 
 def nm_mask(score: Tensor, keep: int, of: int) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,35 @@ def token_counts(tokenizer: Tokenizer, texts: Iterable[str]) -> np.ndarray:
     return counts
 
 
+def tokens_of_chats(tokenizer: Tokenizer) -> list[int]:
+    """What the tokenizer's chat template puts around messages ("user", line breaks, a system prompt of its own): a text
+    that is no conversation does not have these. Empty without a template."""
+    if tokenizer.chat_template is None:
+        return []
+    from dacheng.text import ChatRenderer
+
+    found = list[int]()
+    turns = [{"role": role, "content": "."} for role in ("system", "user", "assistant", "user")]
+    for chat in (turns, turns[1:]):
+        with suppress(DachengError):  # a template without system messages refuses the first
+            found += ChatRenderer(tokenizer).render(chat, add_generation_prompt=True).token_ids
+    return found
+
+
+def words_to_keep(tokenizer: Tokenizer, texts: Iterable[str], size: int | None = None) -> tuple[int, ...]:
+    """Ids that must stay for `texts` to be read as before, as `prune_vocabulary` has it. size: filled up to so many in
+    the order of the ids, which in BERT's vocabularies is about that of frequency.
+
+    Raises UsageError where `size` is less than what must stay.
+    """
+    _, least = prune_vocabulary(tokenizer, token_counts(tokenizer, texts).nonzero()[0].tolist())
+    if size is not None and size < len(least):
+        raise UsageError(f"the texts need {len(least)} tokens", field="vocabulary", value=size,
+                         remedy=f"{len(least)} or more")  # fmt: skip
+    others = sorted(set(tokenizer._vocab.values()) - set(least))
+    return tuple(sorted([*least, *others[: 0 if size is None else size - len(least)]]))
+
+
 def prune_vocabulary(tokenizer: Tokenizer, kept: Iterable[int]) -> tuple[Tokenizer, tuple[int, ...]]:
     """A tokenizer of these tokens and those that they cannot do without, and the old ids in the order of the new ones:
     `shrink(model, Keep(vocabulary=ids))` is its model.
@@ -44,10 +74,11 @@ def prune_vocabulary(tokenizer: Tokenizer, kept: Iterable[int]) -> tuple[Tokeniz
     """
     spec = json.loads(tokenizer._core.to_str())
     wanted = {int(i) for i in kept}
-    if any(not 0 <= i < tokenizer.vocab_size for i in wanted):
-        raise UsageError("no token has this id", field="kept", value=max(wanted), remedy="ids of this tokenizer")
+    if wrong := [i for i in wanted if not 0 <= i < tokenizer.vocab_size]:
+        raise UsageError("no token has this id", field="kept", value=wrong[0], remedy="ids of this tokenizer")
     wanted |= {token["id"] for token in spec["added_tokens"]} | set(tokenizer.special_ids)
     wanted |= {i for i in (tokenizer.eos_id, tokenizer.bos_id, tokenizer.pad_id, tokenizer.unk_id) if i is not None}
+    wanted |= {i for part in tokenizer._around for i in part}
     model = spec["model"]
     names = {i: name for name, i in tokenizer._vocab.items()}
     kind = model.get("type")
@@ -73,25 +104,30 @@ def prune_vocabulary(tokenizer: Tokenizer, kept: Iterable[int]) -> tuple[Tokeniz
 
 def renumbered_settings(generation: dict[str, Any], ids: tuple[int, ...]) -> dict[str, Any]:
     """A generation_config with the new ids in the place of the old ones (eos_token_id: 2, or a list of them); those of
-    tokens that are gone are left out."""
+    tokens that are gone are left out, and words of bad_words_ids that had one."""
     new = {old: place for place, old in enumerate(ids)}
-    found = {}
+    found: dict[str, Any] = {}
     for key, value in generation.items():
-        if not key.endswith(("_token_id", "_tokens", "_token_ids")) or isinstance(value, bool):
-            found[key] = value
-        elif isinstance(value, list) and all(type(i) is int for i in value):
+        if key == "bad_words_ids" and isinstance(value, list):
+            found[key] = [[new[i] for i in word] for word in value if all(i in new for i in word)]
+        elif key.endswith(("_token_id", "_tokens", "_token_ids")) and _all_ids(value):
             found[key] = [new[i] for i in value if i in new]
-        elif type(value) is not int or key.startswith(("max_", "min_")):
-            found[key] = value
+        elif not key.endswith("_token_id") or type(value) is not int:
+            found[key] = value  # max_new_tokens and num_assistant_tokens are numbers of tokens
         elif value in new:
             found[key] = new[value]
     return found
 
 
+def _all_ids(value: Any) -> bool:
+    return isinstance(value, list) and all(type(i) is int for i in value)
+
+
 def _is_smallest(name: str, model: dict[str, Any]) -> bool:
-    """A character, with or without WordPiece's prefix, or one of the bytes that spell what is unknown (<0x0A>)."""
-    prefix = model.get("continuing_subword_prefix") or ""
-    bare = name.removeprefix(prefix) if prefix else name
+    """A character, with or without WordPiece's prefix or the mark of a word's end (CLIP's "a</w>"), or one of the bytes
+    that spell what is unknown (<0x0A>)."""
+    bare = name.removeprefix(model.get("continuing_subword_prefix") or "")
+    bare = bare.removesuffix(model.get("end_of_word_suffix") or "")
     return len(bare) == 1 or (len(name) == 6 and name.startswith("<0x") and name.endswith(">"))
 
 

@@ -19,12 +19,14 @@ from dacheng.compress.prune.sparsity import Sparsity, share_of_zeros
 from dacheng.compress.prune.wanda import apply_mask, wanda
 from dacheng.compress.walk import Layer, LayerWalk
 from dacheng.errors import UsageError
+from dacheng.formats.json_files import read_json, write_json
 from dacheng.models.decoder import Decoder
 from dacheng.nn.linear import Dense
 from dacheng.nn.moe import MoE
 
 Method = Literal["magnitude", "wanda", "sparsegpt"]
 METHODS = ("magnitude", "wanda", "sparsegpt")
+NOTES = "notes.json"
 _ALREADY = 0.02  # share of zeros from which a model was pruned before
 
 
@@ -76,13 +78,14 @@ def prune_weights(
             module.weight.copy_(apply_mask(module.weight, magnitude(module.weight, asked, scope)))
     else:
         walk = LayerWalk(model, batches, folder=folder, purpose=f"prune {method} {asked} {block} {damp}")
-        for kept in walk.kept():
-            for name, weight in kept.items():
-                model.get_submodule(name).weight.copy_(weight)  # type: ignore[operator,union-attr]
+        told = _taken_up(walk, report)
         for layer in walk:
             if layer.module is not None:
+                before = len(report.notes)
                 _prune_layer(layer, method, asked, block, damp, report)
                 if folder is not None:
+                    told[str(layer.index)] = {"tokens": report.tokens, "notes": report.notes[before:]}
+                    write_json(folder / NOTES, told)
                     layer.keep({name: module.weight for name, module in layer.modules.items()})  # type: ignore[misc]
             if progress is not None:
                 progress(min(layer.index + 1, len(model.blocks)), len(model.blocks))
@@ -91,6 +94,21 @@ def prune_weights(
     total = sum(module.weight.numel() for module in maps.values())
     report.sparsity = sum(report.zeros[name] * m.weight.numel() for name, m in maps.items()) / max(1, total)
     return report
+
+
+def _taken_up(walk: LayerWalk, report: PruneReport) -> dict[str, Any]:
+    """Puts what a stopped call has pruned into the model, and what it said of each block into the report. Returns the
+    latter by block."""
+    for kept in walk.kept():
+        for name, weight in kept.items():
+            walk.model.get_submodule(name).weight.copy_(weight)
+    if walk.folder is None or not walk.first or not (walk.folder / NOTES).is_file():
+        return {}
+    told = {index: one for index, one in read_json(walk.folder / NOTES).items() if int(index) < walk.first}
+    for one in told.values():
+        report.tokens = max(report.tokens, one["tokens"])
+        report.notes += one["notes"]
+    return told
 
 
 def _first_notes(model: Decoder) -> list[str]:
