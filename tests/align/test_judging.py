@@ -97,6 +97,14 @@ def test_a_judge_of_a_recipe():
         reward_from_config({"kind": "judge", "model": "m", "low": 5, "high": 5}, open_model=open_model)
 
 
+@pytest.mark.parametrize(
+    ("answer", "shares"),
+    [("A", [1.0, 0.0]), ("b.", [0.0, 1.0]), ("As an AI, I prefer B", None), ("Both are fine", None), ("", None)],
+)
+def test_an_option_is_a_whole_word(answer, shares):
+    assert Asker(model=ScriptedModel([answer])).choose([user("A or B?")], ["A", "B"]) == [shares]
+
+
 PAIRS = [Pair(user("Q1"), "short", "a longer one"), Pair(user("Q2"), "good", "bad"), Pair(user("Q3"), "x", "y")]
 
 
@@ -215,6 +223,8 @@ def test_a_judge_on_the_engine_reads_the_next_word():
     assert shares == asker.choose([user(f"{n} A or B?") for n in range(6)], ["A", "B"])
     said = [share for share in shares if share is not None]
     assert said and all(sum(share) == pytest.approx(1.0) for share in said)
+    long = user("A or B? " * 200)
+    assert asker.choose([user("0 A or B?"), long], ["A", "B"]) == [shares[0], None] and asker.ask([long]) == [""]
     with pytest.raises(UsageError, match="same token"):
         asker.choose([user("?")], ["Alpha", "Able"])
 
@@ -231,13 +241,22 @@ def test_the_command_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(align_judging, "_asker", lambda *_: Asker(model=Answers(prefers)))
     file, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     rows = [{"prompt": p.prompt, "chosen": p.one, "rejected": p.other} for p in PAIRS]
-    file.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"messages": user("Q"), "label": True}]))
+    calls = {"role": "assistant", "content": "", "tool_calls": [{"name": "now", "arguments": {}}]}
+    more = [{"messages": user("Q"), "label": True},
+            {"prompt": "Q", "chosen": [calls], "rejected": [{**calls, "content": "?"}]},
+            {"prompt": "Q", "chosen": "x", "rejected": "y", "tools": [{"name": "now"}]}]  # fmt: skip
+    file.write_text("".join(json.dumps(row) + "\n" for row in [*rows, *more]))
     assert main(["align", "judge", str(file), "--model", "m", "--out", str(out), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["judge"]["n"] == 3 and found["written"] == 1 and found["agreement"]["n"] == 1
+    assert found["drops"]["dropped"]["more_than_text"] == 2  # a judge would read nothing of a call
     assert len(out.read_text().splitlines()) == 1
     assert main(["align", "judge", str(file), "--model", "m", "--limit", "2"]) == 0
     assert "agrees with the file on 100% of 1" in capsys.readouterr().out
+    file.write_text(json.dumps({"prompt": "Q", "responses": ["a", "b", "c"]}) + "\n")  # as align label takes them
+    assert main(["align", "judge", str(file), "--model", "m", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["judge"]["n"] == 3 and found["agreement"] is None  # three pairs, and the file prefers none
 
     monkeypatch.setattr(align_judging, "_asker", lambda *_: Asker(model=Answers(lambda text: str(len(text)))))
     file.write_text('{"prompt": "Q1"}\n{"messages": [{"role": "user", "content": "Q2"}]}\nnothing\n')

@@ -271,3 +271,14 @@ def test_verdicts_are_preferences_that_are_read(tmp_path):
     with pytest.raises(DachengError):
         write_preferences(tmp_path / "q.jsonl", [], pairs, Drops())
     assert not (tmp_path / "q.jsonl").exists() and HOSTILE in LINES[1]["prompt"]
+
+
+def test_tools_stay_with_their_pair(tmp_path):
+    tools = [{"type": "function", "function": {"name": "now", "parameters": {}}}]
+    file = tmp_path / "pairs.jsonl"
+    file.write_text(json.dumps({"prompt": "What time is it?", "responses": ["Noon.", "Late."], "tools": tools}))
+    (pair,) = read_pairs([file], Drops())
+    (made,) = preferences_of([Label(pair.id, "ada", "a", 1)], [pair], Drops())
+    assert made["tools"] == tools
+    write_preferences(tmp_path / "p.jsonl", [Label(pair.id, "ada", "a", 1)], [pair], Drops())
+    assert read_preferences([tmp_path / "p.jsonl"], Drops())[0].said.tools == tools

@@ -47,6 +47,7 @@ def test_json_lines_tables_and_splits_hold_the_same_texts(tmp_path):
         ("a.csv", "a,b\n1,2\n", "a.csv", "no column"),
         ("a.jsonl", '{"text": "x"}\n', "a.jsonl", "missing_field:label"),
         ("a.json", "", "b.json#train", "cannot read"),
+        ("a.csv", "x" * 200_000 + ",label\n1,2\n", "a.csv", "field larger than"),
     ],
 )
 def test_what_cannot_be_read_is_refused_by_name(tmp_path, name, content, source, told):
@@ -55,10 +56,25 @@ def test_what_cannot_be_read_is_refused_by_name(tmp_path, name, content, source,
         read_labelled([tmp_path / source if "#" not in source else f"{tmp_path}/{source}"], Drops())
 
 
+def test_tables_as_other_programs_write_them(tmp_path):
+    (tmp_path / "excel.csv").write_bytes(b"\xef\xbb\xbftext,label\r\nplay a song,music\r\n")
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress(b"text,label\nplay a song,music\n"))
+    for name in ("excel.csv", "a.csv.gz"):
+        assert read_labelled([tmp_path / name], Drops()) == LabelledTexts(("play a song",), ("music",)), name
+    (tmp_path / "latin.csv").write_bytes("text,label\nwhere is the café,places\nhi, you,greeting\n".encode("latin-1"))
+    drops = Drops()
+    assert read_labelled([tmp_path / "latin.csv"], drops).labels == ("places",)
+    assert drops.altered["bad_bytes_replaced"] == 1  # said, not silent
+    assert drops.dropped["more_fields_than_columns"] == 1  # or " you" would be a label
+
+
 def test_a_damaged_archive_and_an_unknown_label(tmp_path):
-    (tmp_path / "a.json.gz").write_bytes(gzip.compress(b'{"train": []}' * 200)[:-12])
-    with pytest.raises((DachengError, DamagedFile), match="cannot read"):
-        read_labelled([f"{tmp_path}/a.json.gz#train"], Drops())
+    packed = gzip.compress(json.dumps({"train": ROWS * 50}).encode())
+    flipped = bytes(byte ^ 0x55 * (i == 12) for i, byte in enumerate(packed))
+    for damaged in (packed[:-12], flipped, packed[:4]):
+        (tmp_path / "a.json.gz").write_bytes(damaged)
+        with pytest.raises(DamagedFile, match="cut off or damaged"):
+            read_labelled([f"{tmp_path}/a.json.gz#train"], Drops())
     with pytest.raises(DachengError, match="the model does not have") as error:
         LabelledTexts(("a",), ("b",)).numbers(("c",))
     assert error.value.field == "label"

@@ -286,6 +286,28 @@ def test_refusing_where_nothing_holds(monkeypatch):
             refusing()
 
 
+def test_other_systems_refuse():
+    code = (
+        "import sys, os, concurrent.futures, ctypes, selectors, subprocess, sysconfig\n"
+        "sys.platform, sys.modules['resource'] = 'win32', None\ndel os.sched_getaffinity\n"
+        "from dacheng.sandbox import available, run_many\n"
+        "print(available(), *[(r.status, r.stderr) for r in run_many(['1', '2'])])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    told = ("refused", "no sandbox on this machine: win32 has no seccomp")
+    assert done.stdout == f"None {told} {told}\n"
+
+
+@held
+def test_processor_time_ends_with_a_signal_that_says_so():
+    """Threads may use it up before the clock does: that is a timeout, too."""
+    limits = run_python("import resource\nprint(*resource.getrlimit(resource.RLIMIT_CPU))", limits=Limits(seconds=3))
+    soft, hard = map(int, limits.stdout.split())
+    assert 4 <= soft < hard
+    result = run_python("import os, signal\nos.kill(os.getpid(), signal.SIGXCPU)")  # what the kernel sends
+    assert (result.status, result.exit_code) == ("timeout", -24)
+
+
 @held
 def test_refusing_a_mechanism_that_is_not_there_and_a_program_too_long(monkeypatch):
     monkeypatch.setattr(bubblewrap, "works", lambda: False)

@@ -162,7 +162,8 @@ def learn_pairs(
     rows = [row for pair in pairs for row in (pair.first, pair.second)]
     sums = torch.cat([row_logps(reference or model, rows[i : i + 64], pad_id) for i in range(0, len(rows), 64)])
     source = PairSource(pairs, batch_pairs, pad_id=pad_id, seed=config.seed, reference=sums.view(-1, 2))
-    return Trainer(model, [Phase(Preference(loss or PreferenceConfig()))], source, [], config, Path(out)).fit()
+    objective = Preference(loss or PreferenceConfig(), routed=model.traits.moe is not None)
+    return Trainer(model, [Phase(objective)], source, [], config, Path(out)).fit()
 
 
 def iterative_dpo(

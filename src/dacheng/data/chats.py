@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,11 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from dacheng.data.batches import PackedSource
-from dacheng.data.chat_layouts import Layout, NoChat, read_chat
+from dacheng.data.chat_layouts import Layout, read_chat
+from dacheng.data.objects import ObjectSpec, storable
 from dacheng.data.packing import pack
-from dacheng.data.readers import MAX_NAMES, encodable
 from dacheng.data.shards import TokenShard, TokenShards
-from dacheng.data.sources import AnySpec, SourceSpec, open_source
+from dacheng.data.sources import AnySpec, open_source
 from dacheng.errors import DachengError
 from dacheng.records import Drops, Record
 
@@ -34,33 +32,22 @@ Learn = Literal["all", "last"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChatSpec(SourceSpec):
+class ChatSpec(ObjectSpec):
     """Conversations in any layout of data.chat_layouts; auto goes by each object's fields."""
 
     layout: Layout = "auto"
+    wanted = 'lines of {"messages": [{"role": "user", …}, {"role": "assistant", …}]}, or another of its layouts'
 
-    def records(
-        self, value: Any, where: str, size: int, meta: dict[str, Any], drops: Drops, ignored: Counter[str]
-    ) -> Iterator[Record]:
-        if not isinstance(value, Mapping):
-            drops.drop("not_an_object", size, where)
-            return
-        try:
-            chats, used = read_chat(value, self.layout)
-        except NoChat as error:
-            drops.drop(error.reason, size, where)
-            return
+    def read(
+        self, value: Mapping[str, Any], where: str, size: int, meta: dict[str, Any], drops: Drops
+    ) -> tuple[list[Record], set[str]]:
+        chats, used = read_chat(value, self.layout)
+        found = []
         for number, chat in enumerate(chats, 1):
             name = where if len(chats) == 1 else f"{where}#{number}"
             own = meta | ({} if chat.tools is None else {"tools": chat.tools})
-            messages = json.loads(encodable(json.dumps(chat.messages, ensure_ascii=False), name, drops))
-            yield Record(id=name, messages=messages, meta=own)
-        for name in value:
-            if name not in used:
-                ignored[name if name in ignored or len(ignored) < MAX_NAMES else "(others)"] += 1
-
-    def columns(self) -> None:
-        return None
+            found.append(Record(id=name, messages=storable(chat.messages, name, drops), meta=own))
+        return found, used
 
 
 def read_chats(paths: Sequence[str | Path], drops: Drops, layout: Layout = "auto") -> Iterable[Record]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import hashlib
 import io
 import json
@@ -18,8 +17,10 @@ import torch
 from torch import Tensor
 
 from dacheng.data.batches import IGNORED, Geometry, check_fingerprint
+from dacheng.data.folders import inner_suffix
 from dacheng.data.pooled_order import PooledOrder
 from dacheng.data.sources import SourceSpec, open_source
+from dacheng.data.streams import decode, open_bytes
 from dacheng.data.text_rows import padded, token_rows
 from dacheng.errors import DachengError, DamagedFile, UsageError
 from dacheng.records import Drops
@@ -61,21 +62,26 @@ class LabelledTexts:
 
 
 def read_labelled(
-    sources: Sequence[str | Path], drops: Drops, *, text_field: str = "text", label_field: str = "label"
-) -> LabelledTexts:
+    sources: Sequence[str | Path], drops: Drops, *, text_field: str = "text", label_field: str = "label",
+    unlabelled: bool = False,
+) -> LabelledTexts:  # fmt: skip
     """Of JSON lines, parquet, CSV and TSV with a header, and JSON objects of splits.
 
-    "file.json#train" is the split "train" of a file {"train": [[text, label], …], …}, as CLINC150 is published (also
-    .json.gz). Texts and labels are stripped; what has no text or no label is dropped and counted. Raises DachengError
-    for a file that cannot be read, a split that is not there, and when nothing is left.
+    "file.json#train" is the split "train" of a file {"train": [[text, label], …], …}, as CLINC150 is published. All may
+    be packed (.gz, .zst). Texts and labels are stripped; what has no text or no label, and a table's line with more
+    fields than its header (a comma without quotes), is dropped and counted. unlabelled: texts without a label stay,
+    with None, for a teacher to tell. Raises DachengError for a file that cannot be read, a split that is not there, and
+    when nothing is left.
     """
     texts: list[str] = []
     labels: list[str | None] = []
     for source in sources:
-        for where, text, label in _pairs(str(source), drops, text_field, label_field):
+        for where, text, label in _pairs(str(source), drops, text_field, label_field, unlabelled):
             if not isinstance(text, str) or not (text := text.strip()):
                 drops.drop("no_text", example=where)
-            elif label is None or isinstance(label, list | dict) or not (label := str(label).strip()):
+                continue
+            label = None if label is None or isinstance(label, list | dict) else str(label).strip() or None
+            if label is None and not unlabelled:
                 drops.drop("no_label", len(text), where)
             else:
                 texts.append(text)
@@ -87,34 +93,35 @@ def read_labelled(
     return LabelledTexts(tuple(texts), tuple(labels))
 
 
-def _pairs(source: str, drops: Drops, text_field: str, label_field: str) -> Iterable[tuple[str, Any, Any]]:
+def _pairs(
+    source: str, drops: Drops, text_field: str, label_field: str, unlabelled: bool
+) -> Iterable[tuple[str, Any, Any]]:
     """(where, text, label)."""
     path, _, split = source.partition("#")
     if split:
         yield from _of_split(Path(path), split)
         return
-    if Path(path).suffix in (".csv", ".tsv"):
-        yield from _of_table(Path(path), text_field, label_field)
+    if inner_suffix(Path(path)) in (".csv", ".tsv"):
+        yield from _of_table(Path(path), drops, text_field, label_field)
         return
-    spec = SourceSpec(path=path, text_field=text_field, label_field=label_field)
+    if unlabelled:  # a label field has to be there, a kept one need not
+        spec = SourceSpec(path=path, text_field=text_field, keep_fields=(label_field,))
+    else:
+        spec = SourceSpec(path=path, text_field=text_field, label_field=label_field)
     for record in open_source([spec], drops):
-        yield record.id, record.text, record.label
+        yield record.id, record.text, record.meta.get(label_field) if unlabelled else record.label
 
 
 def _bytes(path: Path) -> bytes:
-    remedy = "check the path, or copy the file again"
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise DachengError("the file is too large for this form", field="path", value=str(path),
-                               remedy="convert it to JSON lines")  # fmt: skip
-        if path.suffix != ".gz":
-            return path.read_bytes()
-        with gzip.open(path) as file:
-            data = file.read(MAX_BYTES + 1)
-    except (OSError, EOFError) as error:
-        raise DachengError(f"cannot read {path}: {error}", field="path", value=str(path), remedy=remedy) from None
+        with open_bytes(path) as stream:
+            data = stream.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise DachengError(f"cannot read {path}: {error}", field="path", value=str(path),
+                           remedy="check the path") from None  # fmt: skip
     if len(data) > MAX_BYTES:
-        raise DachengError("the file is too large for this form", field="path", value=str(path), remedy=remedy)
+        raise DachengError("the file is too large for this form", field="path", value=str(path),
+                           remedy="convert it to JSON lines")  # fmt: skip
     return data
 
 
@@ -133,16 +140,20 @@ def _of_split(path: Path, split: str) -> Iterable[tuple[str, Any, Any]]:
     return pairs
 
 
-def _of_table(path: Path, text_field: str, label_field: str) -> Iterable[tuple[str, Any, Any]]:
-    text = io.StringIO(_bytes(path).decode("utf-8", "replace"), newline="")
-    rows = csv.DictReader(text, delimiter="\t" if path.suffix == ".tsv" else ",")
-    for name in (text_field, label_field):
-        if name not in (rows.fieldnames or ()):
-            raise DachengError(f"{path} has no column of this name", field=name, value=list(rows.fieldnames or ()),
-                               remedy="set text_field and label_field to the names in its first line")  # fmt: skip
+def _of_table(path: Path, drops: Drops, text_field: str, label_field: str) -> Iterable[tuple[str, Any, Any]]:
+    text = decode(_bytes(path), str(path), encoding="utf-8", bad_bytes="replace", drops=drops) or ""
+    lines = io.StringIO(text.removeprefix("\ufeff"), newline="")  # what Excel puts first
+    rows = csv.DictReader(lines, delimiter="\t" if inner_suffix(path) == ".tsv" else ",")
     try:
+        for name in (text_field, label_field):
+            if name not in (rows.fieldnames or ()):
+                raise DachengError(f"{path} has no column of this name", field=name, value=list(rows.fieldnames or ()),
+                                   remedy="set text_field and label_field to the names in its first line")  # fmt: skip
         for i, row in enumerate(rows):
-            yield f"{path}:{i + 2}", row[text_field], row[label_field]
+            if None in row:
+                drops.drop("more_fields_than_columns", example=f"{path}:{i + 2}")
+            else:
+                yield f"{path}:{i + 2}", row[text_field], row[label_field]
     except csv.Error as error:
         raise DamagedFile(f"{path}: {error}", field="path", value=str(path), remedy="copy the file again") from None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
@@ -26,8 +26,8 @@ class PairBatch:
 
     Rows are padded at their end, where causal attention never looks. targets[b, t] is the token after tokens[b, t]
     where it is part of the reply, else -100. lengths (2P,) int64: tokens of each row. reference (2P,) float32: sums of
-    the reference policy's log-probabilities over the reply; reference_tokens (2P,) int64: over how many. margin (P,)
-    float32: by how much the chosen one is better, where people said so.
+    the reference policy's log-probabilities over the reply. margin (P,) float32: by how much the chosen one is better,
+    where people said so.
 
     For KTO: rows 0 … P-1 are single answers, desirable (P,) bool says which are wanted, and row P + p is the prompt of
     row p with the answer to another prompt.
@@ -37,7 +37,6 @@ class PairBatch:
     targets: Tensor
     lengths: Tensor
     reference: Tensor | None = None
-    reference_tokens: Tensor | None = None
     margin: Tensor | None = None
     desirable: Tensor | None = None
 
@@ -95,7 +94,6 @@ def collate_pairs(pairs: Sequence[PairRows], pad_id: int, reference: Tensor | No
     return PairBatch(
         tokens, targets, lengths,
         None if reference is None else reference.T.reshape(-1).contiguous(),
-        None if reference is None else (targets != IGNORED).sum(1),
         margin,
         None if labels[0] is None else torch.tensor(labels, dtype=torch.bool),
     )  # fmt: skip
@@ -167,11 +165,6 @@ class PairSource:
         """These pairs as one batch."""
         reference = None if self.reference is None else self.reference[list(numbers)]
         return collate_pairs([self.pairs[i] for i in numbers], self.pad_id, reference)
-
-    def every_pair(self, batch_pairs: int) -> Iterator[PairBatch]:
-        """Each pair once, in their order, `batch_pairs` at a time (the last may be fewer): for evaluation."""
-        for first in range(0, len(self.pairs), batch_pairs):
-            yield self.read(range(first, min(first + batch_pairs, len(self.pairs))))
 
     def state_dict(self) -> dict[str, Any]:
         return {"fingerprint": self.fingerprint, "next_step": self._next_step}

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dacheng.data.chat_layouts import Messages, NoChat
+from dacheng.data.chat_layouts import Messages
 from dacheng.data.chats import learnt_mask
+from dacheng.data.objects import ObjectSpec, storable
 from dacheng.data.order import permutation
 from dacheng.data.pair_layouts import Comparison, MarkedReply, read_preference
 from dacheng.data.pairs import PairRows, Row
-from dacheng.data.readers import MAX_NAMES, encodable
-from dacheng.data.sources import AnySpec, SourceSpec, open_source
+from dacheng.data.sources import AnySpec, open_source
 from dacheng.data.split import SplitConfig, split_of
 from dacheng.errors import DachengError, UsageError
 from dacheng.records import Drops, Record
@@ -53,29 +52,18 @@ class Preference:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PreferenceSpec(SourceSpec):
+class PreferenceSpec(ObjectSpec):
     """Preferences in any layout of data.pair_layouts."""
 
-    def records(
-        self, value: Any, where: str, size: int, meta: dict[str, Any], drops: Drops, ignored: Counter[str]
-    ) -> Iterator[Record]:
-        if not isinstance(value, Mapping):
-            drops.drop("not_an_object", size, where)
-            return
-        try:
-            said, used = read_preference(value)
-        except NoChat as error:
-            drops.drop(error.reason, size, where)
-            return
-        name = str(value["id"]) if isinstance(value.get("id"), str | int) else where
-        said = type(said)(*json.loads(encodable(json.dumps(said, ensure_ascii=False), where, drops)))
-        yield Record(id=name, messages=said.prompt, meta={**meta, "said": said})
-        for unread in value:
-            if unread not in used and unread != "id":
-                ignored[unread if unread in ignored or len(ignored) < MAX_NAMES else "(others)"] += 1
+    wanted = 'lines of {"prompt": …, "chosen": …, "rejected": …}, or another layout of preferences'
 
-    def columns(self) -> None:
-        return None
+    def read(
+        self, value: Mapping[str, Any], where: str, size: int, meta: dict[str, Any], drops: Drops
+    ) -> tuple[list[Record], set[str]]:
+        said, used = read_preference(value)
+        name = str(value["id"]) if isinstance(value.get("id"), str | int) else where
+        said = type(said)(*storable(said, where, drops))
+        return [Record(id=name, messages=said.prompt, meta={**meta, "said": said})], used | {"id"}
 
 
 def read_preferences(paths: Sequence[str | Path], drops: Drops) -> list[Preference]:

@@ -133,9 +133,3 @@ def aligned(rollouts: Sequence[Rollout], values: Sequence[Sequence[float]], widt
         first = len(r.prompt_ids) - 1
         out[row, first : first + len(own)] = torch.tensor(list(own), dtype=torch.float32)
     return out
-
-
-def unaligned(rollouts: Sequence[Rollout], values: Tensor) -> list[list[float]]:
-    """The inverse of `aligned`: for each rollout one number a token of its completion."""
-    firsts = [len(r.prompt_ids) - 1 for r in rollouts]
-    return [row[first : first + len(r.completion_ids)].tolist() for row, first, r in zip(values, firsts, rollouts)]

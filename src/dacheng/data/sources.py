@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, ClassVar, Literal
 
 from dacheng import recipes
 from dacheng.data.files import sha256_file
@@ -56,6 +56,7 @@ class SourceSpec:
     bad_bytes: Literal["replace", "drop", "error"] = "replace"
     suffixes: tuple[str, ...] = ()
     max_document_bytes: int = 32 << 20
+    wanted: ClassVar[str] = ""  # what a subclass reads, in the words of an error's remedy
 
     def __post_init__(self) -> None:
         try:
@@ -108,8 +109,9 @@ def parse_spec(spec: AnySpec) -> SourceSpec:
     path = Path(spec.path).expanduser()
     if not path.exists():
         raise DachengError(
-            "no such file or folder", field="source.path", value=spec.path, remedy=f"check the path, or use {STDLIB}"
-        )
+            "no such file or folder", field="source.path", value=spec.path,
+            remedy="check the path" if spec.wanted else f"check the path, or use {STDLIB}",
+        )  # fmt: skip
     return dataclasses.replace(spec, path=str(path), kind=_kind(path) if spec.kind == "auto" else spec.kind)
 
 
@@ -170,7 +172,7 @@ class RecordReader(Iterator[Record]):
                     "the corpus is empty: there was not one record to read",
                     field="source",
                     value=spec.path or spec.kind,
-                    remedy=_why_empty(self.drops),
+                    remedy=_why_empty(self.drops, spec),
                 )
         if self._warn and (self.drops.dropped or self.drops.altered):
             lost = dict(self.drops.dropped) | dict(self.drops.altered)
@@ -196,11 +198,13 @@ class RecordReader(Iterator[Record]):
                 self.drops.drop("damaged", size, name)
 
 
-def _why_empty(drops: Drops) -> str:
+def _why_empty(drops: Drops, spec: SourceSpec) -> str:
     if not drops.dropped:
-        return "name a source that has something in it"
+        return f"give {spec.wanted}" if spec.wanted else "name a source that has something in it"
     reasons = ", ".join(f"{reason}: {count}" for reason, count in drops.dropped.most_common(5))
-    return f"everything was dropped ({reasons}): change the source or its options"
+    return f"everything was dropped ({reasons}): " + (
+        f"give {spec.wanted}" if spec.wanted else "change the source or its options"
+    )
 
 
 def _files(spec: SourceSpec, drops: Drops) -> list[tuple[Path, str, int]]:

@@ -53,10 +53,12 @@ class Neftune:
 
 
 def text_lengths(batch: TokenBatch) -> Tensor:
-    """(B, T) float32: for each position, how many tokens the text has that it is part of; 1 and more."""
+    """(B, T) float32: for each position, how many tokens the text has that it is part of; 1 and more. Padding has the
+    length of the first text: nothing is learnt there."""
     ends = batch.positions + 1
-    if batch.document_ids is None:
-        return ends.amax(-1, keepdim=True).expand_as(ends).float()
-    ids = batch.document_ids.clamp(min=0)  # padding counts to the first text: nothing is learnt there
+    if batch.document_ids is None:  # one text a row; the positions of the padding begin at 0 again
+        text = (batch.positions == 0).cumsum(-1) <= 1
+        return ends.where(text, 0).amax(-1, keepdim=True).expand_as(ends).float()
+    ends, ids = ends.where(batch.document_ids >= 0, 0), batch.document_ids.clamp(min=0)
     longest = torch.zeros(len(ids), int(ids.max()) + 1, dtype=ends.dtype, device=ids.device)
     return longest.scatter_reduce_(1, ids, ends, "amax").gather(1, ids).float()

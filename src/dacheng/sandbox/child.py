@@ -68,18 +68,18 @@ def _limit(request: Request) -> None:
     used = resource.getrusage(resource.RUSAGE_SELF)
     cpu = math.ceil(used.ru_utime + used.ru_stime + request.seconds) + 1
     _set(resource.RLIMIT_AS, pages * resource.getpagesize() + request.memory_bytes)
-    _set(resource.RLIMIT_CPU, cpu)
+    _set(resource.RLIMIT_CPU, cpu, 1)  # SIGXCPU at the first, which says why; SIGKILL a second later
     _set(resource.RLIMIT_CORE, 0)
     _set(resource.RLIMIT_FSIZE, 0)
     _set(resource.RLIMIT_NOFILE, _FILES)
     _set(resource.RLIMIT_MEMLOCK, 0)
 
 
-def _set(kind: int, value: int) -> None:
-    """Soft and hard, never above what is allowed already."""
-    hard = resource.getrlimit(kind)[1]
-    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-    resource.setrlimit(kind, (value, value))
+def _set(kind: int, value: int, grace: int = 0) -> None:
+    """Soft, and hard with `grace` more; never above what is allowed already."""
+    allowed = resource.getrlimit(kind)[1]
+    soft, hard = (v if allowed == resource.RLIM_INFINITY else min(v, allowed) for v in (value, value + grace))
+    resource.setrlimit(kind, (soft, hard))
 
 
 def _running() -> int:

@@ -17,14 +17,16 @@ from pathlib import Path
 from typing import Literal
 
 from dacheng.errors import DachengError, UsageError
-from dacheng.sandbox import bubblewrap, child, landlock, seccomp
+from dacheng.sandbox import bubblewrap, landlock, seccomp
 from dacheng.sandbox.limits import MAX_CODE_BYTES, Limits, SandboxResult, Status
+
+if sys.platform == "linux":  # so that it is compiled once, and not by every program's interpreter
+    import dacheng.sandbox.child  # noqa: F401
 
 Mechanism = Literal["bubblewrap", "landlock"]
 _START_SECONDS = 300.0  # for the interpreter to be up and locked down, on a very busy machine
 _READ = 1 << 16
 _MOST_GRANTED, _LEAST_GRANTED = 20, 0.02  # times the limit, seconds: for waiting on a core that others have
-assert child  # imported so that it is compiled once, and not by every program's interpreter
 _BOOT = "import sys; sys.path.append(sys.argv[1]); from dacheng.sandbox.child import main; sys.path.pop(); main({}, {})"
 _ENVIRONMENT = {
     "PATH": "/usr/bin:/bin",
@@ -79,7 +81,7 @@ def run_python(
 
 def run_many(codes: Sequence[str], *, limits: Limits | None = None, workers: int | None = None) -> list[SandboxResult]:
     """run_python for each, `workers` at a time (None: one a core that this process may use), in order."""
-    workers = workers or len(os.sched_getaffinity(0))
+    workers = workers or (1 if available() is None else len(os.sched_getaffinity(0)))
     with ThreadPoolExecutor(max(1, min(workers, len(codes)))) as pool:
         return list(pool.map(lambda code: run_python(code, limits=limits), codes))
 

@@ -47,6 +47,10 @@ def as_trl(prompts, completions, answer, **rest):
     return [float(text == right) for text, right in zip(completions, answer)]
 
 
+def answered(prompts, completions, answer, **rest):
+    return [None if right is None else float(text == right) for text, right in zip(completions, answer, strict=True)]
+
+
 def chatty(prompts, completions, **rest):
     return [
         float(prompt[-1]["content"] in completion[0]["content"]) for prompt, completion in zip(prompts, completions)
@@ -166,6 +170,8 @@ def test_functions_of_trl():
         Sample("p", response="b", meta={"answer": "c", "other": 3}),
     ]
     assert reward(samples) == [1.0, 0.0]
+    late = reward_from_config({"kind": "function", "path": f"{__name__}:answered", "style": "trl"})
+    assert late([Sample("p", response="b"), *samples]) == [None, 1.0, 0.0]  # a column that the first has not
     chat = reward_from_config({"kind": "function", "path": f"{__name__}:chatty", "style": "trl"})
     assert chat([Sample("", messages=[{"role": "user", "content": "hi"}], response="hi there")]) == [1.0]
 

@@ -120,7 +120,12 @@ def test_answers_before_the_time_ran_out_count():
         ("assert sum([1, 2]) == 4", "def sum(x): return 3", False),
         ("assert sum([1, 2]) == 4", "def sum(x): return 4", True),
         ("assert len(sorted([3, 1])) == 1", "def sorted(x): return x[:1]", True),
+        ("assert sorted(f(2), reverse=True) == [2, 1]", "def f(x): return [1, 2]", True),
+        ("assert f(2) % 7 == 3", "def f(x): return b'%999999999d'", False),  # a gibibyte, if it were formatted here
+        ("assert f(2) * 1000000000 == 3", "def f(x): return b'x'", False),
         ("assert 1 == 1", "def f(x): return x", None),
+        ("assert isinstance(f(2), int)", "def f(x): return x", None),  # a program may redefine it
+        ("assert math.fabs(f(2)) == 2", "import math\ndef f(x): return x", None),
         ("assert f(2).real == 2", "def f(x): return x", None),
         ("for i in range(3):\n    assert f(i) == i", "def f(x): return x", None),
         ("assert [f(i) for i in range(3)] == [0, 1, 2]", "def f(x): return x", None),

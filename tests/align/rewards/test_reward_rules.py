@@ -73,6 +73,7 @@ def test_one_way_of_finding_is_only_that():
         ("x=5", "5"), ("(1, 2)", "(1.0,2)"), ("1 1/2", "3/2"), ("50\\%", "50"), ("\\text{yes}", "yes"), ("-3.0", "-3"),
         ("2\\sqrt{3}", "2 \\sqrt{3}"), ("\\sqrt{16}", "4"), ("1e3", "1000"), ("90^\\circ", "90"), ("２", "2"),
         ("\\left(1,\\frac{1}{2}\\right)", "(1, 0.5)"), ("−4", "-4"), ("2^10", "1024"), ("12 cm", "12"),
+        ("3²", "9"),
     ],
 )  # fmt: skip
 def test_equal_answers(one_text, other):
@@ -84,7 +85,7 @@ def test_equal_answers(one_text, other):
     [
         ("1", "10"), ("3", "-3"), ("[0,1)", "(0,1)"), ("(1,2)", "(2,1)"), ("(1,2)", "(1,2,3)"), ("", ""), ("1/0", "1"),
         ("\\sqrt{2}", "1.414"), ("1,2", "12"), ("9" * 60, "9" * 59 + "8"), ("0.1", "0.10000001"), ("yes", "no"),
-        ("9**9**9", "1"), ("1e999", "1e998"),
+        ("9**9**9", "1"), ("1e999", "1e998"), ("10^900", "\\sqrt{2}"), ("\\sqrt{2*10^999}", "1"), ("3²", "32"),
     ],
 )  # fmt: skip
 def test_unequal_answers(one_text, other):
@@ -114,6 +115,9 @@ def test_exact_reward():
     assert one(reward, "4", meta={}) is None
     assert one(reward, "0.333", meta={"answer": "1/3"}) == -0.5
     assert one(ExactReward(tolerance=1e-2), "0.333", meta={"answer": "1/3"}) == 1.0
+    assert one(ExactReward(tolerance=1e-2), "\\boxed{10^900}", meta={"answer": "5"}) == 0.0
+    assert one(ExactReward(tolerance=1e-2), "\\boxed{10^900+1}", meta={"answer": "10^900"}) == 1.0
+    assert one(ExactReward(tolerance=1e-2), "0.009", meta={"answer": "0.001"}) == 0.0  # of the number, not of 1
     assert one(ExactReward(answer="gold.value"), "#### 7", meta={"gold": {"value": ["6", "7"]}}) == 1.0
     assert one(ExactReward(), "72", meta={"answer": "He sold 48/2=<<48/2=24>>24\n#### 72"}) == 1.0
 

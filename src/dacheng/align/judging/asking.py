@@ -27,6 +27,9 @@ class Asker:
     renderer: makes ids of the questions by the model's chat template. Words of what is judged then can't end the
     question or begin a turn, whatever marks they imitate. Without one the question is sent as text, for a model that
     is no chat model, and for one behind a URL, which has its own template.
+
+    A question that is longer than the model reads is not put, and nothing was said of it: of thousands of pairs one
+    must not cost the verdicts on the others.
     """
 
     model: LanguageModel
@@ -55,32 +58,48 @@ class Asker:
         )
 
     def ask(self, questions: Sequence[Messages]) -> list[str]:
-        """The answer to each conversation."""
+        """The answer to each conversation, "" where it is too long."""
         params = SamplingParams(max_tokens=self.max_tokens, temperature=0.0)
-        return [completion.text.strip() for completion in self._generate(questions, params)]
+        return ["" if said is None else said.text.strip() for said in self._generate(questions, params)]
 
     def choose(self, questions: Sequence[Messages], options: Sequence[str]) -> list[list[float] | None]:
         """For each question the probability of each option, among the options, by its first token.
 
-        A model that gives no log-probabilities answers by its text: 1 for the option that it begins with. None where
-        no option is among the 20 most likely tokens, or in the text. Raises UsageError for options that begin alike.
+        A model that gives no log-probabilities answers by its text: 1 for the option that is its first word. None where
+        no option is among the 20 most likely tokens, or begins the text, or the question is too long. Raises UsageError
+        for options that begin alike.
         """
         firsts = self._first_tokens(options)
         params = SamplingParams(max_tokens=8, temperature=0.0, logprobs=True, top_logprobs=_TOP)
-        return [_shares(completion, options, firsts) for completion in self._generate(questions, params)]
+        said = self._generate(questions, params)
+        return [None if one is None else _shares(one, options, firsts) for one in said]
 
-    def _generate(self, questions: Sequence[Messages], params: SamplingParams) -> list[Completion]:
-        if not questions:
-            return []
+    def _generate(self, questions: Sequence[Messages], params: SamplingParams) -> list[Completion | None]:
         if self.renderer is None:
             prompts: list[Any] = [as_text(question) for question in questions]
         else:
             prompts = [self.renderer.render(q, add_generation_prompt=True).token_ids for q in questions]
-        return self.model.generate(prompts, params)
+        fits = [self._fits(prompt) for prompt in prompts]
+        if not any(fits):
+            return [None] * len(prompts)
+        said = iter(self.model.generate([prompt for prompt, fit in zip(prompts, fits) if fit], params))
+        return [next(said) if fit else None for fit in fits]
+
+    def _fits(self, prompt: str | list[int]) -> bool:
+        """As far as the model says how much it reads: the engine does, what is behind a URL does not."""
+        most = getattr(self.model, "max_context", None)
+        if isinstance(prompt, str):
+            tokenizer = self._tokenizer
+            prompt = [] if most is None or tokenizer is None else tokenizer.encode(prompt)
+        return most is None or len(prompt) < most
+
+    @property
+    def _tokenizer(self) -> Any:
+        return self.renderer.tokenizer if self.renderer is not None else getattr(self.model, "tokenizer", None)
 
     def _first_tokens(self, options: Sequence[str]) -> list[set[int]]:
         """Of each option, with and without a space before it; empty sets where there is no tokenizer to say."""
-        tokenizer = self.renderer.tokenizer if self.renderer is not None else getattr(self.model, "tokenizer", None)
+        tokenizer = self._tokenizer
         if tokenizer is None:
             return [set() for _ in options]
         firsts = [{ids[0] for text in (word, " " + word) if (ids := tokenizer.encode(text))} for word in options]
@@ -107,9 +126,10 @@ def fill(template: str, values: Mapping[str, str]) -> str:
 
 def as_text(messages: Messages) -> str:
     """A conversation as plain text; one message of the user as itself."""
-    if len(messages) == 1:
-        return str(messages[0]["content"])
-    return "\n\n".join(f"{str(m['role']).capitalize()}: {m['content']}" for m in messages)
+    said = [str(m.get("content") or m.get("tool_calls") or "") for m in messages]
+    if len(said) == 1:
+        return said[0]
+    return "\n\n".join(f"{str(m['role']).capitalize()}: {text}" for m, text in zip(messages, said))
 
 
 def _shares(completion: Completion, options: Sequence[str], firsts: Sequence[set[int]]) -> list[float] | None:
@@ -117,7 +137,7 @@ def _shares(completion: Completion, options: Sequence[str], firsts: Sequence[set
         best = dict(completion.top_logprobs[0])
         chances = [sum(math.exp(best[token]) for token in ids if token in best) for ids in firsts]
     else:
-        said = completion.text.strip().casefold()
-        chances = [float(said.startswith(option.casefold())) for option in options]
+        said = completion.text.strip()  # "As an AI" is no "A", "Not sure" no "No"
+        chances = [float(re.match(rf"{re.escape(option)}\b", said, re.IGNORECASE) is not None) for option in options]
     total = sum(chances)
     return [chance / total for chance in chances] if total > 0 else None

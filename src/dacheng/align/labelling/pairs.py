@@ -5,16 +5,15 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dacheng.data.chat_layouts import Messages, NoChat
+from dacheng.data.objects import ObjectSpec, storable
 from dacheng.data.pair_layouts import Comparison, read_preference
-from dacheng.data.readers import MAX_NAMES, encodable
-from dacheng.data.sources import AnySpec, SourceSpec, open_source
+from dacheng.data.sources import AnySpec, open_source
 from dacheng.errors import DachengError
 from dacheng.records import Drops, Record
 
@@ -24,51 +23,44 @@ MOST_REPLIES = 9  # to one prompt: 36 pairs, as many as InstructGPT's labellers 
 @dataclass(frozen=True, slots=True)
 class Pair:
     """Two replies, a and b, to a prompt. id: a hash of all three, so that labels outlive the order of a file.
-    said: "a" or "b" where the file itself says which is preferred, else None; an annotator is not shown it."""
+    said: "a" or "b" where the file itself says which is preferred, else None; an annotator is not shown it.
+    tools: JSON schemas that the prompt came with."""
 
     id: str
     prompt: Messages
     a: Messages
     b: Messages
     said: str | None = None
+    tools: list[dict[str, Any]] | None = None
 
     def reply(self, name: str) -> Messages:
         return self.a if name == "a" else self.b
 
 
 @dataclass(frozen=True, kw_only=True)
-class _PairSpec(SourceSpec):
+class _PairSpec(ObjectSpec):
     """{"responses": [x, y, …]} or {"a", "b"} beside a prompt, or a layout of data.pair_layouts."""
 
-    def records(
-        self, value: Any, where: str, size: int, meta: dict[str, Any], drops: Drops, ignored: Counter[str]
-    ) -> Iterator[Record]:
-        if not isinstance(value, Mapping):
-            drops.drop("not_an_object", size, where)
-            return
-        try:
-            asked, own = _as_preferences(value)
-        except NoChat as error:
-            drops.drop(error.reason, size, where)
-            return
-        used: set[str] = set()
+    wanted = 'lines of {"prompt": …, "responses": [one, other]}, or preferences'
+
+    def read(
+        self, value: Mapping[str, Any], where: str, size: int, meta: dict[str, Any], drops: Drops
+    ) -> tuple[list[Record], set[str]]:
+        asked, own = _as_preferences(value)
+        found: list[Record] = []
+        used = {"id"}
         for one in asked:
             try:
-                found, names = read_preference(one)
-                if not isinstance(found, Comparison):
+                said, names = read_preference(one)
+                if not isinstance(said, Comparison):
                     raise NoChat("a_marked_reply_is_no_pair")
             except NoChat as error:
                 drops.drop(error.reason, size, where)
                 continue
             used |= names | own
-            kept = json.loads(encodable(json.dumps(found[:3], ensure_ascii=False), where, drops))
-            yield Record(id=where, messages=kept[0], meta={"pair": kept, "said": None if own else "a"})
-        for name in value if used else ():
-            if name not in used and name != "id":
-                ignored[name if name in ignored or len(ignored) < MAX_NAMES else "(others)"] += 1
-
-    def columns(self) -> None:
-        return None
+            kept = storable(said[:4], where, drops)
+            found.append(Record(id=where, messages=kept[0], meta={"pair": kept, "said": None if own else "a"}))
+        return found, used
 
 
 def _as_preferences(value: Mapping[str, Any]) -> tuple[list[dict[str, Any]], set[str]]:
@@ -92,12 +84,12 @@ def read_pairs(paths: Sequence[str | Path], drops: Drops) -> list[Pair]:
     specs: list[AnySpec] = [_PairSpec(path=str(path)) for path in paths]
     found: dict[str, Pair] = {}
     for record in open_source(specs, drops):
-        prompt, a, b = record.meta["pair"]
+        prompt, a, b, tools = record.meta["pair"]
         name = hashlib.sha256(json.dumps([prompt, a, b], ensure_ascii=False, sort_keys=True).encode()).hexdigest()[:16]
         if name in found:
             drops.drop("the_same_pair_again", example=record.id)
             continue
-        found[name] = Pair(name, prompt, a, b, record.meta["said"])
+        found[name] = Pair(name, prompt, a, b, record.meta["said"], tools)
         drops.keep()
     if not found:
         raise DachengError("there is no pair to compare", field="FILE", value=[str(path) for path in paths],

@@ -16,10 +16,10 @@ from dacheng.records import Drops
 
 
 def preferences_of(labels: Iterable[Label], pairs: Sequence[Pair], drops: Drops) -> list[dict[str, Any]]:
-    """{"id", "prompt", "chosen", "rejected" (messages), "margin", "annotators"} of each pair on which more annotators
-    prefer one reply than the other. margin: their mean strength towards it, ties as 0 (for the margin of a reward
-    model, Touvron et al. 2023, eq. 2). In the pairs' order. Counted in `drops`: pairs without a label, ties, even
-    splits.
+    """{"id", "prompt", "chosen", "rejected" (messages), "margin", "annotators", and "tools" where the pair has some} of
+    each pair on which more annotators prefer one reply than the other. margin: their mean strength towards it, ties as
+    0 (for the margin of a reward model, Touvron et al. 2023, eq. 2). In the pairs' order. Counted in `drops`: pairs
+    without a label, ties, even splits.
     """
     votes: dict[str, list[Label]] = defaultdict(list)
     for label in in_force(labels).values():
@@ -41,6 +41,7 @@ def preferences_of(labels: Iterable[Label], pairs: Sequence[Pair], drops: Drops)
             "id": pair.id, "prompt": pair.prompt, "chosen": pair.reply(chosen), "rejected": pair.reply(rejected),
             "margin": max(0.0, score if chosen == "b" else -score),
             "annotators": sorted(label.annotator for label in said),
+            **({} if pair.tools is None else {"tools": pair.tools}),
         })  # fmt: skip
         drops.keep()
     return found

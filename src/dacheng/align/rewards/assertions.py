@@ -2,12 +2,15 @@
 
 `assert f(2) == 3` asks two things: what is f(2), and is that 3? The program under test answers the first, in the
 sandbox; the second is decided here, from plain data. What a program prints, redefines (`__eq__`, `abs`, `assert`'s
-exception) or does to its interpreter can't make a wrong value right, and the expected values never enter the sandbox.
+exception) or does to its interpreter can't make a wrong value right, and what a value is compared with never enters
+the sandbox. A call goes in whole, with its arguments: so where Python or a module judges the program's value
+(`isinstance(f(2), int)`, `np.allclose(f(2), [3])`) there is nothing left to decide here, and the test is refused.
 """
 
 from __future__ import annotations
 
 import ast
+import builtins
 import math
 import operator
 from collections.abc import Callable, Sequence, Set
@@ -106,6 +109,8 @@ def _says_nothing(statement: ast.stmt) -> bool:
 def _split(test: ast.expr, names: dict[str, str]) -> Assertion:
     nodes: list[ast.expr] = []
     _find(test, nodes, _FUNCTIONS.keys() - set(names.values()))
+    if any(_judges(node, set(names.values())) for node in nodes):
+        raise NotAnAssertion("decided inside of the program", field="tests", value=ast.unparse(test))
     if not nodes:  # the function under test may be called sum or sorted
         _find(test, nodes, set())
     if not nodes:
@@ -124,7 +129,9 @@ def _find(node: ast.expr, calls: list[ast.expr], ours: Set[str]) -> None:
     be asked nor decided."""
     if isinstance(node, ast.Call):
         name = ast.unparse(node.func)
-        if name not in ours or any(keyword.arg not in ("rel_tol", "abs_tol", "key") for keyword in node.keywords):
+        if name not in ours or any(
+            keyword.arg not in ("rel_tol", "abs_tol", "key", "reverse") for keyword in node.keywords
+        ):
             calls.append(node)
             return
         parts = [*node.args, *(keyword.value for keyword in node.keywords)]
@@ -148,6 +155,18 @@ def _find(node: ast.expr, calls: list[ast.expr], ours: Set[str]) -> None:
         raise NotAnAssertion("can't be decided outside of the program", field="tests", value=ast.unparse(node))
     for part in parts:
         _find(part, calls, ours)
+
+
+def _judges(call: ast.expr, tested: Set[str]) -> bool:
+    """Whether a function of Python's or of a module, and none of `tested`, is given what another call returns."""
+    assert isinstance(call, ast.Call)
+    function, foreign = call.func, False
+    if isinstance(function, ast.Name):
+        foreign = function.id in vars(builtins) and function.id not in tested
+    elif isinstance(function, ast.Attribute):
+        foreign = isinstance(function.value, ast.Name)
+    given = [*call.args, *(keyword.value for keyword in call.keywords)]
+    return foreign and any(isinstance(inner, ast.Call) for part in given for inner in ast.walk(part))
 
 
 def _value(node: ast.expr, known: dict[int, Any]) -> Any:
@@ -184,8 +203,8 @@ def _value(node: ast.expr, known: dict[int, Any]) -> Any:
 def _binary(node: ast.BinOp, left: Any, right: Any) -> Any:
     if isinstance(node.op, ast.Mult):  # [0] * 10 ** 12 is refused before it is made
         for one, other in ((left, right), (right, left)):
-            if isinstance(one, (str, list, tuple)) and isinstance(other, int) and len(one) * other > _SIZE:
+            if isinstance(one, (str, bytes, list, tuple)) and isinstance(other, int) and len(one) * other > _SIZE:
                 raise ValueError("too large")
-    if isinstance(node.op, ast.Mod) and isinstance(left, str):
+    if isinstance(node.op, ast.Mod) and isinstance(left, (str, bytes)):  # "%999999999d" is large, too
         raise ValueError("formatting")
     return _BINARY[type(node.op)](left, right)

@@ -32,8 +32,8 @@ class Distribution:
 
 
 def describe_rewards(judged: Sequence[Judged], lengths: Sequence[int] | None = None) -> dict[str, Distribution]:
-    """ "reward" (the total) and each part by name -> its distribution; a reward that was always silent is left out of
-    the figures but for its count."""
+    """ "reward" (the total) and each part by name -> its distribution. A reward that was silent about every sample is
+    not among them: what was judged does not name it."""
     columns: dict[str, list[float | None]] = {"reward": [one.total for one in judged]}
     for name in dict.fromkeys(name for one in judged for name in one.parts):
         columns[name] = [one.parts.get(name) for one in judged]

@@ -19,8 +19,9 @@ class NamedFunction:
 
     style: "sample": function(sample) -> float | None. "batch": function(samples) -> list. "trl": as TRL's reward
     functions: function(prompts=[…], completions=[…], **columns of meta) -> list, where a prompt is the conversation and
-    a completion [{"role": "assistant", "content": …}] if the samples have messages. arguments: passed by name to each
-    call. Imports the module: for recipes on this machine only. Raises UsageError where there is no such function.
+    a completion [{"role": "assistant", "content": …}] if the samples have messages; a column has None for a sample
+    whose meta lacks it. arguments: passed by name to each call. Imports the module: for recipes on this machine only.
+    Raises UsageError where there is no such function.
     """
 
     path: str
@@ -40,7 +41,8 @@ class NamedFunction:
             return FunctionReward(self.name, lambda sample: function(sample, **self.arguments))(samples)
         if self.style == "batch":
             return function(list(samples), **self.arguments)
-        columns = {key: [sample.meta.get(key) for sample in samples] for sample in samples[:1] for key in sample.meta}
+        names = dict.fromkeys(key for sample in samples for key in sample.meta)
+        columns = {key: [sample.meta.get(key) for sample in samples] for key in names}
         prompts = [sample.prompt if sample.messages is None else sample.messages for sample in samples]
         completions = [
             s.response if s.messages is None else [{"role": "assistant", "content": s.response}] for s in samples

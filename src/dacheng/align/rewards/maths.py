@@ -7,10 +7,10 @@ Where answers come from: the last \\boxed{…} (MATH, Hendrycks et al. 2021), th
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Literal
 
 from dacheng.align.rewards.base import Sample
@@ -65,7 +65,8 @@ def same_answer(given: str, accepted: str, tolerance: float = 0.0) -> bool:
     if a is None or b is None:
         return False
     if tolerance or isinstance(a, float) or isinstance(b, float):
-        return math.isclose(a, b, rel_tol=max(tolerance, 1e-9), abs_tol=max(tolerance, 1e-12))
+        a, b = Fraction(a), Fraction(b)  # as floats, what is above 1.8e308 could not be compared
+        return abs(a - b) <= max(Fraction(max(tolerance, 1e-9)) * max(abs(a), abs(b)), Fraction(1e-12))
     return a == b
 
 

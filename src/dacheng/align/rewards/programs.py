@@ -21,6 +21,7 @@ from dacheng.align.rewards.base import RewardError, Sample
 from dacheng.align.rewards.fields import field_of, wrong_field
 from dacheng.align.rewards.plain_values import HARNESS, read_answers
 from dacheng.align.rewards.syntax import Fenced, code_of
+from dacheng.errors import UsageError
 from dacheng.sandbox import Limits, SandboxResult
 
 MAX_CASES = 200
@@ -49,8 +50,8 @@ class TestsReward:
     (HumanEval). A program that runs out of time or memory passes what it had answered by then. workers: programs at a
     time, 0: one a core.
 
-    Raises DachengError where this machine has no sandbox, RewardError for tests that can't be read or, without trust,
-    can't be decided outside of the program.
+    Raises UsageError for fields that are none, DachengError where this machine has no sandbox, RewardError for tests
+    that can't be read or, without trust, can't be decided outside of the program.
     """
 
     __test__ = False  # no test of pytest's
@@ -71,6 +72,8 @@ class TestsReward:
     def __post_init__(self) -> None:
         sandbox.require()
         self._limits()
+        if self.workers < 0:
+            raise UsageError("must not be negative", field=f"{self.name}.workers", value=self.workers, remedy="0")
 
     def _limits(self) -> Limits:
         return Limits(seconds=self.seconds, memory_bytes=self.memory_mb << 20, output_bytes=_OUTPUT)
@@ -79,16 +82,17 @@ class TestsReward:
         plans = [self._plan(sample) for sample in samples]
         jobs = [job for plan in plans if plan is not None for job in plan.runs]
         limits = self._limits()
-        with ThreadPoolExecutor(self.workers or len(os.sched_getaffinity(0))) as pool:
-            results = iter(list(pool.map(lambda job: sandbox.run_python(job[0], stdin=job[1], limits=limits), jobs)))
         scores: list[float | None] = []
-        for plan in plans:
-            if plan is None:
-                scores.append(None)
-                continue
-            passed = plan.verdict([self._ran(next(results)) for _ in plan.runs])
-            share = sum(passed) / len(passed) if passed else 0.0
-            scores.append(share if self.credit == "share" else float(share == 1.0))
+        with ThreadPoolExecutor(self.workers or len(os.sched_getaffinity(0))) as pool:
+            # Judged as they come: what all programs of a set print together is never held at once.
+            results = pool.map(lambda job: sandbox.run_python(job[0], stdin=job[1], limits=limits), jobs)
+            for plan in plans:
+                if plan is None:
+                    scores.append(None)
+                    continue
+                passed = plan.verdict([self._ran(next(results)) for _ in plan.runs])
+                share = sum(passed) / len(passed) if passed else 0.0
+                scores.append(share if self.credit == "share" else float(share == 1.0))
         return scores
 
     def _ran(self, result: SandboxResult) -> SandboxResult:
