@@ -103,6 +103,11 @@ def build(cls: type[T], values: Mapping[str, Any], path: str = "") -> T:
     return convert(cls, values, path)
 
 
+def part_of(cls: type[T], whole: Any) -> T:
+    """The `cls` in a dataclass that has all its fields, such as one derived from it."""
+    return cls(**{f.name: getattr(whole, f.name) for f in dataclasses.fields(cls)})  # type: ignore[arg-type]
+
+
 def convert(expected: Any, value: Any, path: str, depth: int = 0) -> Any:
     """`value` as the type `expected`, or a UsageError that names `path`, the value and the type.
 
@@ -310,6 +315,13 @@ def to_dict(instance: Any) -> Any:
     if instance is None or isinstance(instance, (str, int, float, bool)):
         return instance
     raise TypeError(f"{type(instance).__name__} is not plain data")
+
+
+def identity(config: Any) -> dict[str, Any]:
+    """The fields of a dataclass that decide a result, as plain data: not those marked "free", which move no weight, nor
+    those marked "later" that are None (what was made before there was such a field is what it was)."""
+    told = {f: getattr(config, f.name) for f in dataclasses.fields(config) if not f.metadata.get("free")}
+    return {f.name: to_dict(value) for f, value in told.items() if value is not None or not f.metadata.get("later")}
 
 
 def dump(instance: Any) -> str:

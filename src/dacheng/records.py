@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,12 @@ class Drops:
         self.dropped_bytes.update(other.dropped_bytes)
         self.altered.update(other.altered)
         self.examples = other.examples | self.examples
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Drops:
+        """The inverse of to_dict."""
+        counters = {name: Counter(values[name]) for name in ("dropped", "dropped_bytes", "altered")}
+        return cls(values["kept"], values["kept_bytes"], **counters, examples=dict(values["examples"]))
 
     def watch(self, records: Iterator[Record]) -> Iterator[Record]:
         """Passes `records` through and counts each as kept: the last filter of a chain."""

@@ -105,6 +105,10 @@ def test_a_texts_length_is_its_own():
     assert text_lengths(batch(ids)).tolist() == [[3, 3, 3, 2, 2, 3], [6] * 6]
     padded = batch()
     assert text_lengths(padded).tolist() == [[3] * 6, [6] * 6]
+    short = TokenBatch(*[torch.tensor([[0, 1, 0, 1, 2, 3]])] * 3)  # two tokens, then longer padding
+    assert text_lengths(short).tolist() == [[2] * 6]
+    short.document_ids = torch.tensor([[0, 0, -1, -1, -1, -1]])
+    assert text_lengths(short).tolist() == [[2] * 6]
 
 
 def test_the_noise_is_alpha_over_the_root_of_length_times_width(renderer):

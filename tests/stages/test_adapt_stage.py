@@ -47,9 +47,13 @@ def test_the_recipe_trains_an_adapter(base, tmp_path, monkeypatch, capsys):
     assert train(RECIPE, *small(base, "adapt.epochs=12", "adapt.threads=1"), out=tmp_path / "run", json=True) == 0
     assert json.loads(capsys.readouterr().out)["stages"][0]["status"] == "cached"  # threads move no weight
     with open(tmp_path / "examples.jsonl", "a") as file:
-        file.write('\n{"messages": [{"role": "user", "content": "red"}, {"role": "assistant", "content": "blue"}]}')
-    again = train(RECIPE, *small(base, "adapt.epochs=12"), out=tmp_path / "other", json=True)
-    assert again == 0 and json.loads(capsys.readouterr().out)["stages"][0]["artifact"]["metrics"]["examples"] == 13
+        file.write(
+            '\nno JSON\n{"messages": [{"role": "user", "content": "red"}, {"role": "assistant", "content": "blue"}]}'
+        )
+    assert train(RECIPE, *small(base, "adapt.epochs=12"), out=tmp_path / "other", json=True) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["stages"][0]["artifact"]["metrics"]["examples"] == 13
+    assert "conversations were left aside: bad_json" in said.err
 
     texts = []
     for adapter in (None, Path(artifact["path"])):

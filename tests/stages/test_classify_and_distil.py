@@ -11,6 +11,7 @@ import pytest
 from dacheng.cli.main import main
 from dacheng.errors import DachengError, UsageError
 from dacheng.formats.classifiers import load_classifier
+from dacheng.formats.provenance import weights_hash
 from dacheng.life.expand import load_recipe
 from dacheng.life.run import run_life
 from dacheng.stages.base import SilentReporter
@@ -55,6 +56,7 @@ def test_the_recipe_makes_a_student_and_says_whether_it_was_worth_it(tmp_path, d
     assert made["after"]["accuracy"]["estimate"] > 0.85 and made["sentence"].split(":")[0]
     assert any("after / before" in note for note in face.notes)
     assert load_classifier(student.path).is_packed
+    assert json.loads((student.path / "dacheng.json").read_text())["parent"] == weights_hash(teacher.path)
     again = run_life(life, tmp_path / "run", reporter=SilentReporter())
     assert again.stages[1].artifact.fingerprint == student.fingerprint
 
@@ -76,6 +78,15 @@ def test_the_verb_distils_a_classifier(tmp_path, data, capsys):
     assert code == 0
     told = json.loads(capsys.readouterr().out)
     assert "accuracy changes by" in json.dumps(told)
+
+
+def test_texts_without_a_label_are_taught_by_the_teacher_alone(tmp_path, data):
+    bare = tmp_path / "bare.jsonl"
+    bare.write_text("".join(json.dumps({"text": t}) + "\n" for t in toys.texts(96, 5).texts), encoding="utf-8")
+    life = load_recipe(RECIPE, [*overrides(tmp_path, data), f"distil.data=[{bare}]", "distil.weights={soft: 1.0}",
+                                "distil.held_out=[]"])  # fmt: skip
+    _, student = run_life(life, tmp_path / "run", reporter=SilentReporter()).stages
+    assert student.artifact.metrics["texts"] == 96 and student.artifact.metrics["drops"]["dropped"] == {}
 
 
 @pytest.mark.parametrize(

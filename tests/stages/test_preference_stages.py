@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dacheng.cli.align_preferences import pairs, prefer, reward, score
+from dacheng.cli.align_preferences import PairOptions, pairs, prefer, reward, score
 from dacheng.cli.main import main
 from dacheng.cli.train import train
 from dacheng.errors import DachengError, UsageError
@@ -99,10 +99,10 @@ def test_the_report_on_pairs(capsys, tmp_path, shared_data):
 
 def test_the_verbs(base, tmp_path, capsys):
     said = {"model": str(base), "data": [PAIRS], "json": True, "max_tokens": 160, "epochs": 0.2}
-    assert prefer(**said, out=tmp_path / "p", loss="simpo", lr=1e-3) == 0
+    assert prefer(options=PairOptions(**said, out=tmp_path / "p", lr=1e-3), loss="simpo") == 0
     made = json.loads(capsys.readouterr().out)["stages"][0]["artifact"]["metrics"]
     assert made["loss"] == "simpo" and 0 < made["measured_pairs"] < 20
-    assert reward(**said, out=tmp_path / "r", rank=0) == 0
+    assert reward(options=PairOptions(**said, out=tmp_path / "r", rank=0)) == 0
     made = json.loads(capsys.readouterr().out)["stages"][0]["artifact"]["metrics"]
     assert made["trained"] == made["total"]
     assert main(["align", "pairs", str(PAIRS), "--json"]) == 0

@@ -51,8 +51,9 @@ def test_the_recipe_trains_a_model_and_writes_its_page(base, tmp_path, monkeypat
     assert load_model(artifact["path"]).tokenizer is not None and (folder / "adapter").is_dir()
     page = (folder / "report.html").read_text()
     assert page.count("<svg") >= 4 and "Answers with the same draws" in page
-    assert report(folder, json=True) == 0
-    assert len(json.loads(capsys.readouterr().out)["findings"]) == 4
+    for run in (folder, tmp_path / "run"):  # the stage, or the life around it
+        assert report(run, json=True) == 0
+        assert len(json.loads(capsys.readouterr().out)["findings"]) == 4
     assert train(RECIPE, *small(base, "reinforce.micro_rows=3"), out=tmp_path / "run", json=True) == 0
     assert json.loads(capsys.readouterr().out)["stages"][0]["status"] == "cached"  # that moves no weight
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +15,12 @@ from dacheng.data.labelled import LabelledSource, LabelledTexts, labelled_rows
 from dacheng.errors import DachengError, UsageError
 from dacheng.formats.classifiers import is_classifier, load_classifier, save_classifier
 from dacheng.formats.encoders import load_encoder
-from dacheng.formats.json_files import write_json
 from dacheng.models.classifier import Classifier
 from dacheng.objectives.base import Objective
 from dacheng.objectives.classify import Classify, balanced_weights
 from dacheng.records import Drops
 from dacheng.train.callbacks import Callback, Evaluate
+from dacheng.train.outcome import MODEL, RESULT, TRAINING, Outcome
 from dacheng.train.phases import Phase
 from dacheng.train.rng import derive_seed
 from dacheng.train.trainer import Trainer
@@ -29,29 +29,21 @@ if TYPE_CHECKING:
     from dacheng.ledger import Ledger
     from dacheng.text import Tokenizer
 
-MODEL, TRAINING, RESULT = "model", "training", "result.json"
 
+@dataclass(frozen=True, kw_only=True)
+class ClassifierResult(Outcome):
+    """path: the classifier's directory. metrics: what the last evaluation found, and the last step's loss and
+    accuracy."""
 
-@dataclass(frozen=True, slots=True)
-class ClassifierResult:
-    """path: the classifier's directory. metrics: what the last evaluation found, and the last step's loss and accuracy.
-    seconds: of the steps, over all resumes."""
-
-    path: Path
-    steps: int
-    tokens: int
-    seconds: float
     loss: float | None
     metrics: dict[str, float]
     texts: int
     labels: int
     parameters: int
-    resumed_from: int | None
-    drops: dict[str, Any]
-    warnings: list[str] = field(default_factory=list)
 
-    def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "path": str(self.path)}
+    def figures(self) -> dict[str, Any]:
+        """Without the metrics: an artifact's are those of what was held out."""
+        return {name: value for name, value in super().figures().items() if name != "metrics"}
 
 
 def open_classifier(
@@ -114,14 +106,14 @@ def train_classifier(
         table.requires_grad_(not config.freeze_embedding)
     own: list[Callback] = []
     if validate is not None:
-        own.append(Evaluate(validate, config.eval_every or 2**31))
+        own.append(Evaluate(validate, config.eval_every))
     trainer = Trainer(model, [Phase(objective)], source, [*own, *callbacks], settings, out / TRAINING, ledger=ledger)
     done = trainer.fit()
     model.eval().requires_grad_(True)
     path = save_classifier(out / MODEL, model, tokenizer, provenance=provenance)
     result = ClassifierResult(
-        path, done.steps, done.tokens, done.seconds, done.loss, dict(done.metrics), len(rows), len(model.labels),
-        model.params()["total"], done.resumed_from, drops.to_dict(), done.warnings,
+        **Outcome.told(path, done, drops), loss=done.loss, metrics=dict(done.metrics), texts=len(rows),
+        labels=len(model.labels), parameters=model.params()["total"],
     )  # fmt: skip
-    write_json(out / RESULT, result.to_dict())
+    result.write(out / RESULT)
     return result

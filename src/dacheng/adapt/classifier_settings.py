@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from dacheng import recipes
 from dacheng.checks import above_zero, at_least_one, says_how_long
 from dacheng.errors import UsageError
-from dacheng.recipes import to_dict
 from dacheng.train.budget import Budget
 from dacheng.train.config import TrainConfig
 from dacheng.train.optimizers import OptimizerConfig
@@ -77,4 +77,4 @@ class ClassifierTrainConfig:
 
     def identity(self) -> dict[str, Any]:
         """The fields that decide the weights, as plain data."""
-        return {f.name: to_dict(getattr(self, f.name)) for f in fields(self) if not f.metadata.get("free")}
+        return recipes.identity(self)

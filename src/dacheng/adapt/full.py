@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dacheng.adapt.settings import ChatTrainConfig
-from dacheng.adapt.training import MODEL, AdapterResult, block_of, fit_chats, opened
+from dacheng.adapt.training import AdapterResult, block_of, fit_chats, opened
 from dacheng.errors import UsageError
 from dacheng.formats.model_directory import save_model
 from dacheng.models.decoder import Decoder
 from dacheng.records import Record
 from dacheng.train.callbacks import Callback
+from dacheng.train.outcome import MODEL
 
 if TYPE_CHECKING:
     from dacheng.ledger import Ledger

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,7 +17,6 @@ from dacheng.adapt.settings import AdaptTrainConfig, ChatTrainConfig
 from dacheng.adapt.step_log import StepLog
 from dacheng.data.beginnings import TreeSource, tree_source
 from dacheng.errors import DachengError, UsageError
-from dacheng.formats.json_files import write_json
 from dacheng.formats.peft import write_adapter
 from dacheng.formats.peft.names import PeftNames
 from dacheng.models.decoder import Decoder
@@ -27,6 +26,7 @@ from dacheng.objectives.neftune import Neftune
 from dacheng.objectives.next_token import NextToken
 from dacheng.records import Drops, Record
 from dacheng.train.callbacks import Callback
+from dacheng.train.outcome import RESULT, TRAINING, Outcome
 from dacheng.train.phases import Phase
 from dacheng.train.rng import derive_seed
 from dacheng.train.trainer import Trainer
@@ -36,35 +36,19 @@ if TYPE_CHECKING:
     from dacheng.text import ChatRenderer
     from dacheng.train.report import StepReport, TrainResult
 
-TRAINING, ADAPTER, MODEL, SNAPSHOT, RESULT = "training", "adapter", "model", "snapshot", "result.json"
+ADAPTER, SNAPSHOT = "adapter", "snapshot"
 
 
-@dataclass(frozen=True, slots=True)
-class AdapterResult:
+@dataclass(frozen=True, kw_only=True)
+class AdapterResult(Outcome):
     """path: the adapter, a PEFT directory, or the model's directory. loss_before, loss_after: mean nats of an
-    assistant's token, on what was held out, else on some rows of the training. seconds: of the steps, over all resumes.
-    trained: numbers of weights."""
+    assistant's token, on what was held out, else on some rows of the training. trained, total: numbers of weights."""
 
-    path: Path
-    steps: int
-    tokens: int
-    seconds: float
     loss_before: float
     loss_after: float
     examples: int
     trained: int
     total: int
-    resumed_from: int | None
-    budget: list[str]
-    drops: dict[str, Any]
-    warnings: list[str] = field(default_factory=list)
-
-    @property
-    def tokens_per_s(self) -> float:
-        return self.tokens / self.seconds if self.seconds > 0 else 0.0
-
-    def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "path": str(self.path), "tokens_per_s": self.tokens_per_s}
 
 
 def train_adapter(
@@ -133,10 +117,10 @@ def fit_chats(
     done = Trainer(model, [phase], source, own, settings, out / TRAINING, ledger=ledger).fit()
     path, counts = write(), trainable(model)
     result = AdapterResult(
-        path, done.steps, done.tokens, done.seconds, losses.before, losses.after, drops.kept, counts.trained,
-        counts.total, done.resumed_from, done.budget, drops.to_dict(), done.warnings,
+        **Outcome.told(path, done, drops), loss_before=losses.before, loss_after=losses.after, examples=drops.kept,
+        trained=counts.trained, total=counts.total,
     )  # fmt: skip
-    write_json(out / TRAINING / RESULT, result.to_dict())
+    result.write(out / TRAINING / RESULT)
     return result
 
 

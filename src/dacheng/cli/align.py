@@ -19,4 +19,5 @@ app = lazy_verbs(
         "judge": ("dacheng.cli.align_judging:judge", "let a model compare replies"),
         "revise": ("dacheng.cli.align_judging:revise", "let a model criticise and revise replies"),
     },
+    "Fine-tuning on examples and learning from rewards are recipes: dacheng train recipes/align/sft.yaml, grpo.yaml…",
 )

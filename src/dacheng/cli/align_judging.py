@@ -33,7 +33,8 @@ def judge(
     Parameters
     ----------
     files
-        Files of preferences, see dacheng align pairs; what they prefer is not shown to the judge.
+        Files of preferences, see dacheng align pairs, or of {"prompt", "responses": [one, other, …]}; what they prefer
+        is not shown to the judge. The same pair again is judged once.
     model
         The judge: a directory, a name from history, or the URL of a server with OpenAI's API.
     out
@@ -58,10 +59,12 @@ def judge(
 
     use_threads()
     drops = Drops()
-    pairs = _pairs(files, drops)[:limit]
+    asked = _pairs(files, drops)[:limit]
+    pairs = [pair for pair, _ in asked]
     verdicts = compare(_asker(model, api_key_file), pairs, comparison=comparison)
     found = figures(pairs, verdicts, margin)
-    decided = [v.probability for v in verdicts if v.probability is not None and v.probability != 0.5]
+    known = [v.probability for v, (_, said) in zip(verdicts, asked) if said]
+    decided = [p for p in known if p is not None and p != 0.5]
     agreed = wilson(sum(p > 0.5 for p in decided), len(decided)) if decided else None
     kept = 0
     if out is not None:
@@ -96,7 +99,7 @@ def revise(
 ) -> int:
     """Lets a model answer, criticise its answer by a principle, and revise it: examples to fine-tune on.
 
-    Example: dacheng align revise prompts.jsonl --model models/smollm2 --out revised.jsonl --pairs revised_pairs.jsonl
+    Example: dacheng align revise recipes/align/asks_held_out.jsonl --model models/smollm2 --out revised.jsonl
 
     Parameters
     ----------
@@ -105,7 +108,7 @@ def revise(
     model
         A directory, a name from history, or the URL of a server with OpenAI's API.
     out
-        The revisions as conversations, for dacheng train sft.
+        The revisions as conversations, for dacheng train recipes/align/sft.yaml sft.data=[OUT].
     pairs
         The last revision over the first answer, for dacheng align prefer.
     principles
@@ -135,7 +138,8 @@ def revise(
         for record in open_source([PromptSpec(path=str(file))], unread)
     ]
     if not prompts:
-        raise UsageError("there is no prompt", field="FILE", value=str(file))
+        raise UsageError("there is no prompt", field="FILE", value=str(file),
+                         remedy='lines of {"prompt": text} or {"messages": [...]}')  # fmt: skip
     held_to = PRINCIPLES if principles is None else read_principles(principles)
     made, drops = revised(
         _asker(model, api_key_file, max_tokens), prompts, principles=held_to, rounds=rounds, seed=seed
@@ -143,7 +147,7 @@ def revise(
     written = write_records(out, [one.sft_record() for one in made])
     if pairs is not None:
         write_records(pairs, [one.pair_record() for one in made])
-    drops.dropped.update(unread.dropped)
+    drops.merge(unread)
     if json:
         print_json({"prompts": len(prompts), "written": written, "drops": drops.to_dict()})
         return 0
@@ -153,21 +157,24 @@ def revise(
     return 0
 
 
-def _pairs(files: list[Path], drops: Drops) -> list[Pair]:
-    """The comparisons of the files, the chosen reply as `one`."""
+def _pairs(files: list[Path], drops: Drops) -> list[tuple[Pair, bool]]:
+    """The pairs of the files, and whether the file itself says that `one` is the better reply. A judge reads text
+    alone: replies of several messages, with calls of tools or thoughts, are counted and left out."""
     from dacheng.align.judging import Pair
-    from dacheng.data.pair_layouts import Comparison
-    from dacheng.data.preferences import read_preferences
+    from dacheng.align.labelling.pairs import read_pairs
 
     pairs = []
-    for preference in read_preferences(files, drops):
-        said = preference.said
-        if isinstance(said, Comparison) and len(said.chosen) == len(said.rejected) == 1:
-            pairs.append(Pair(said.prompt, str(said.chosen[0].get("content")), str(said.rejected[0].get("content"))))
+    for pair in read_pairs(files, drops):
+        if len(pair.a) > 1 or len(pair.b) > 1:
+            drops.drop("no_pair_of_single_replies", example=pair.id)
+        elif pair.tools or any(reply[0].keys() - {"role", "content"} for reply in (pair.a, pair.b)):
+            drops.drop("more_than_text", example=pair.id)
         else:
-            drops.drop("no_pair_of_single_replies", example=preference.id)
+            texts = [str(reply[0]["content"]) for reply in (pair.a, pair.b)]
+            pairs.append((Pair(pair.prompt, *texts), pair.said is not None))
     if not pairs:
-        raise UsageError("there is no pair to judge", field="FILES", value=[str(path) for path in files])
+        raise UsageError("there is no pair to judge", field="FILES", value=[str(path) for path in files],
+                         remedy="replies of one message each")  # fmt: skip
     return pairs
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from dacheng.cli.one_stage import carry_out_stage, said
+from cyclopts import Parameter
+
+from dacheng.cli.one_stage import carry_out_stage, model_path, said
 from dacheng.errors import UsageError
 
 Loss = Literal["dpo", "ipo", "hinge", "robust", "conservative", "kto", "orpo", "simpo", "cpo"]
@@ -42,80 +46,10 @@ def pairs(files: list[Path], /, *, json: bool = False) -> int:
     return 0
 
 
-def prefer(
-    *,
-    model: str,
-    data: list[Path],
-    out: Path,
-    held_out: list[Path] | None = None,
-    loss: Loss = "dpo",
-    beta: float | None = None,
-    rank: int = 16,
-    lr: float | None = None,
-    minutes: float | None = None,
-    epochs: float | None = None,
-    reference: str | None = None,
-    max_tokens: int = 512,
-    seed: int = 1,
-    json: bool = False,
-) -> int:
-    """Trains a model on preferences. More knobs: dacheng train recipes/align/prefer.yaml prefer.KEY=VALUE.
-
-    Example: dacheng align prefer --model models/smollm2 --data recipes/align/pairs.jsonl --out runs/prefer --minutes 2
-
-    Parameters
-    ----------
-    model
-        A directory, a GGUF file, or a name from history.
-    data
-        Files of preferences, see dacheng align pairs.
-    out
-        Where everything goes; the same command goes on from what an interrupted one left.
-    held_out
-        Files that are not learnt from; a tenth of the prompts when left out.
-    loss
-        What is made small; kto also learns from single marked replies.
-    beta
-        How near the policy stays to the reference; the loss's own when left out.
-    rank
-        Of the LoRA adapter; 0 trains the weights themselves.
-    lr
-        3e-4 for an adapter and 5e-6 for the weights when left out.
-    minutes
-        Of training; at most `epochs` (one when neither is named).
-    epochs
-        Passes over the preferences.
-    reference
-        The model to stay near; the model as it is when left out.
-    max_tokens
-        Longer pairs are dropped and counted.
-    seed
-        Of the adapter and the order.
-    json
-        One JSON document on stdout.
-    """
-    section = _section(model, data, held_out, rank, lr, minutes, epochs, max_tokens, seed)
-    section |= {"loss": loss} | said(beta=beta, reference=reference)
-    return carry_out_stage("prefer", section, out, json)
-
-
-def reward(
-    *,
-    model: str,
-    data: list[Path],
-    out: Path,
-    held_out: list[Path] | None = None,
-    rank: int = 16,
-    lr: float | None = None,
-    minutes: float | None = None,
-    epochs: float | None = None,
-    max_tokens: int = 512,
-    seed: int = 1,
-    json: bool = False,
-) -> int:
-    """Trains a reward model on comparisons, and says how well it ranks those held out, beside length alone.
-
-    Example: dacheng align reward --model models/smollm2 --data recipes/align/pairs.jsonl --out runs/reward --minutes 2
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class PairOptions:
+    """What training a policy and training a reward model on preferences are both told.
 
     Parameters
     ----------
@@ -134,7 +68,7 @@ def reward(
     minutes
         Of training; at most `epochs` (one when neither is named).
     epochs
-        Passes over the comparisons.
+        Passes over the preferences.
     max_tokens
         Longer pairs are dropped and counted.
     seed
@@ -142,8 +76,59 @@ def reward(
     json
         One JSON document on stdout.
     """
-    section = _section(model, data, held_out, rank, lr, minutes, epochs, max_tokens, seed)
-    return carry_out_stage("reward", section, out, json)
+
+    model: str
+    data: list[Path]
+    out: Path
+    held_out: list[Path] | None = None
+    rank: int = 16
+    lr: float | None = None
+    minutes: float | None = None
+    epochs: float | None = None
+    max_tokens: int = 512
+    seed: int = 1
+    json: bool = False
+
+    def carry_out(self, do: str, **more: Any) -> int:
+        """Runs the stage `do`; more: options of its own."""
+        section = {
+            "model": model_path(self.model), "data": [str(path) for path in self.data], "rank": self.rank,
+            "seed": self.seed, "lr": self.lr if self.lr is not None else 3e-4 if self.rank else 5e-6,
+            "max_tokens": self.max_tokens,
+        }  # fmt: skip
+        section |= said(
+            held_out=[str(path) for path in self.held_out] if self.held_out else None,
+            seconds=None if self.minutes is None else 60 * self.minutes,
+            epochs=1.0 if self.epochs is None and self.minutes is None else self.epochs,
+            **more,
+        )
+        return carry_out_stage(do, section, self.out, self.json)
+
+
+def prefer(*, options: PairOptions, loss: Loss = "dpo", beta: float | None = None, reference: str | None = None) -> int:
+    """Trains a model on preferences. More knobs: dacheng train recipes/align/prefer.yaml prefer.KEY=VALUE.
+
+    Example: dacheng align prefer --model models/smollm2 --data recipes/align/pairs.jsonl --out runs/prefer --minutes 2
+
+    Parameters
+    ----------
+    loss
+        What is made small; kto also learns from single marked replies.
+    beta
+        How near the policy stays to the reference; the loss's own when left out.
+    reference
+        The model to stay near: a directory, a GGUF file, or a name from history; the model as it is when left out.
+    """
+    near = None if reference is None else model_path(reference)
+    return options.carry_out("prefer", loss=loss, beta=beta, reference=near)
+
+
+def reward(*, options: PairOptions) -> int:
+    """Trains a reward model on comparisons, and says how well it ranks those held out, beside length alone.
+
+    Example: dacheng align reward --model models/smollm2 --data recipes/align/pairs.jsonl --out runs/reward --minutes 2
+    """
+    return options.carry_out("reward")
 
 
 def score(
@@ -156,12 +141,12 @@ def score(
 ) -> int:
     """Scores conversations by a reward model, best first.
 
-    Example: dacheng align score chats.jsonl --reward-model runs/reward/stages/reward/reward
+    Example: dacheng align score recipes/align/instructions.jsonl --reward-model runs/reward/stages/reward/reward
 
     Parameters
     ----------
     file
-        Conversations in any layout that dacheng train sft reads, each ending with the reply that is judged.
+        Conversations in any layout of docs/guide/alignment/sft.md, each ending with the reply that is judged.
     reward_model
         The directory that align reward left.
     base
@@ -187,20 +172,6 @@ def score(
     for value, record in ranked:
         said = str((record.messages or [{}])[-1].get("content", ""))
         print(f"{value:+.3f}  {record.id}  {' '.join(said.split())[:100]}")
+    for reason, count in drops.dropped.items():
+        print(f"{count} x {reason}, first: {drops.examples.get(reason, '')}", file=sys.stderr)
     return 0
-
-
-def _section(
-    model: str, data: list[Path], held_out: list[Path] | None, rank: int, lr: float | None, minutes: float | None,
-    epochs: float | None, max_tokens: int, seed: int,
-) -> dict[str, Any]:  # fmt: skip
-    from dacheng.cli.models import find_model
-
-    return {
-        "model": str(find_model(model)), "data": [str(path) for path in data], "rank": rank, "seed": seed,
-        "lr": lr if lr is not None else 3e-4 if rank else 5e-6, "max_tokens": max_tokens,
-    } | said(
-        held_out=[str(path) for path in held_out] if held_out else None,
-        seconds=None if minutes is None else 60 * minutes,
-        epochs=1.0 if epochs is None and minutes is None else epochs,
-    )  # fmt: skip

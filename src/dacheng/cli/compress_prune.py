@@ -24,6 +24,7 @@ def prune(
     heal_steps: int = 0,
     judge_text: Path | None = None,
     speed: bool = False,
+    dense: bool = False,
     dtype: str | None = None,
     seed: int = 1,
     json: bool = False,
@@ -54,6 +55,8 @@ def prune(
         Held-out text for the perplexity before and after.
     speed
         Also measure prefill and decode.
+    dense
+        Store zeros too, as transformers wants them; else they are left out on disk.
     dtype
         float32, bfloat16, float16: of what is stored; as it was when left out.
     seed
@@ -62,7 +65,7 @@ def prune(
         One JSON document on stdout.
     """
     section = {"method": method, "sparsity": sparsity, "ratio": ratio, "heal_steps": heal_steps, "speed": speed}
-    section |= {"seed": seed} | said(count=count, text=text, judge_text=judge_text, dtype=dtype)
+    section |= {"seed": seed, "sparse": not dense} | said(count=count, text=text, judge_text=judge_text, dtype=dtype)
     return carry_out_stage("prune", {"model": model_path(model)} | section, out, json)
 
 

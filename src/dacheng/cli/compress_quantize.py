@@ -99,7 +99,7 @@ def sweep(
     text: Path | None = None,
     rows: int = 32,
     length: int = 512,
-    tokens: int = 16384,
+    tokens: int = 8192,
     no_speed: bool = False,
     json: bool = False,
 ) -> int:
@@ -164,7 +164,7 @@ def judge(
     *,
     text: Path | None = None,
     task: Path | None = None,
-    tokens: int = 16384,
+    tokens: int = 8192,
     kv_dtype: str | None = None,
     no_speed: bool = False,
     json: bool = False,
@@ -197,8 +197,9 @@ def judge(
     from dacheng.compress.judge import judge as judged
 
     use_threads()
-    with reporter().task("measuring both"):
-        found = judged(paths[0], paths[1], text=text, task=task, speed=not no_speed, tokens=tokens, kv_dtype=kv_dtype)
+    with reporter().task("measuring both") as bar:
+        found = judged(paths[0], paths[1], text=text, task=task, speed=not no_speed, tokens=tokens, kv_dtype=kv_dtype,
+                       progress=bar.update)  # fmt: skip
     if json:
         print_json(found.to_dict())
     else:

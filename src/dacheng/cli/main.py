@@ -59,10 +59,13 @@ def _dispatch(words: list[str]) -> int:
         )
     from cyclopts import CycloptsError
 
+    app = application()
     try:
-        code = application()(words, exit_on_error=False, print_error=False)
+        code = app(words, exit_on_error=False, print_error=False)
     except CycloptsError as error:
-        remedy = f"dacheng {words[0]} --help; for example: {VERBS[words[0]].example}"
+        said = " ".join(["dacheng", *app.parse_commands(words)[0]])
+        example = VERBS[words[0]].example
+        remedy = f"{said} --help" + (f"; for example: {example}" if f"{example} ".startswith(f"{said} ") else "")
         raise UsageError(str(error).strip(), remedy=remedy) from error
     sys.stdout.flush()
     return code if isinstance(code, int) else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from dacheng.cli.console import amount, duration
@@ -46,10 +47,24 @@ def final_lines(result: LifeResult) -> list[str]:
         f"  {stage.artifact.kind:<10}  {stage.artifact.path}" for stage in result.stages if stage.artifact is not None
     ]
     lines.append(cost_line(result.totals))
-    model = result.artifact("model")
+    return lines + [f"try it: {command}" for command in _to_try(result)]
+
+
+def _to_try(result: LifeResult) -> list[str]:
+    """A command for what was made last: a model that has a chat template is talked with."""
+    model, reward = result.artifact("model"), result.artifact("reward")
     if model is not None:
-        lines.append(f'try it: dacheng generate --model {model.path} --prompt "def main("')
-    return lines
+        return [f"dacheng chat --model {model.path}" if _chats(model.path)
+                else f'dacheng generate --model {model.path} --prompt "def main("']  # fmt: skip
+    return [] if reward is None else [f"dacheng align score chats.jsonl --reward-model {reward.path}"]
+
+
+def _chats(path: Path) -> bool:
+    from dacheng.formats.json_files import read_json
+
+    settings = path / "tokenizer_config.json"
+    kept = settings.is_file() and read_json(settings).get("chat_template") is not None
+    return kept or (path / "chat_template.jinja").is_file()
 
 
 def cost_line(totals: Mapping[str, Any]) -> str:

@@ -21,8 +21,8 @@ def train(
     Parameters
     ----------
     recipe
-        YAML with do: train and sections data, tokenizer, tokens, train; or do: adapt (or sft, …) and a section of that
-        name.
+        YAML with do: train and sections data, tokenizer, tokens, train; or do: adapt, sft, prefer, reward, reinforce,
+        classify or distil, and a section of that name.
     overrides
         section.key=value, as often as you like.
     out
@@ -35,5 +35,5 @@ def train(
     from dacheng.cli.run import carry_out
     from dacheng.life.expand import load_recipe
 
-    stages = ("train", "adapt", "sft", "prefer", "reward", "reinforce", "classify")
+    stages = ("train", "adapt", "sft", "prefer", "reward", "reinforce", "classify", "distil")
     return carry_out(load_recipe(recipe, overrides, do=stages), out, prices, json)

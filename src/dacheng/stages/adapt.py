@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dacheng.adapt.settings import AdaptTrainConfig
-from dacheng.errors import DachengError, UsageError
+from dacheng.errors import UsageError
+from dacheng.recipes import part_of
 from dacheng.records import Artifact, Drops
+from dacheng.stages import learning, named
 from dacheng.stages.base import Input, StageContext
 
 VERSION = 1
@@ -37,19 +39,9 @@ class Config(AdaptTrainConfig):
 
 def externals(config: Config) -> dict[str, Any]:
     """The weights and the conversations. Raises DachengError for a file that is not there."""
-    from dacheng.formats.safetensors_io import sha256_file
-
-    model = Path(config.model)
-    weights = sorted(model.glob("*.safetensors")) if model.is_dir() else [model]
-    files = [*weights, *map(Path, (*config.data, *config.held_out))]
-    for path in files or [model]:
-        if not path.is_file():
-            known = "dacheng import smollm2 --out models/smollm2" if path == model else "check the path"
-            raise DachengError(f"{path} does not exist", field="model" if path == model else "data", value=str(path),
-                               remedy=known)  # fmt: skip
-    if not weights:
-        raise DachengError(f"{model} has no weights", field="model", value=str(model), remedy="name a model directory")
-    return {"files": [sha256_file(path) for path in files]}
+    return named.hashes(
+        named.weights("model", config.model), named.files("data", config.data), named.files("held_out", config.held_out)
+    )
 
 
 def run(config: Config, inputs: dict[str, Artifact], out: Path, context: StageContext) -> Artifact:
@@ -62,13 +54,10 @@ def run(config: Config, inputs: dict[str, Artifact], out: Path, context: StageCo
     unread = Drops()
     examples = list(read_chats(list(config.data), unread))
     held_out = list(read_chats(list(config.held_out), unread)) if config.held_out else []
-    settings = AdaptTrainConfig(**{f.name: getattr(config, f.name) for f in fields(AdaptTrainConfig)})
+    settings = part_of(AdaptTrainConfig, config)
     made = train_adapter(
         config.model, examples, out, settings, [Progress()], held_out=held_out, ledger=context.ledger
     )  # fmt: skip
-    context.entry.add(drops=made.drops)
-    for reason, count in made.drops["dropped"].items():
-        context.reporter.note(f"{count} conversations were left aside: {reason}")
+    learning.tell_drops("conversations", context, unread, made.drops)
     context.reporter.note(f"loss of the assistant's words: {made.loss_before:.3f} before, {made.loss_after:.3f} after")
-    metrics = {key: value for key, value in made.to_dict().items() if key != "path"}
-    return Artifact(KIND, made.path, metrics=metrics)
+    return Artifact(KIND, made.path, metrics=made.figures())

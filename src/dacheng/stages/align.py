@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dacheng.align.reinforce.settings import Method, ReinforceConfig
 from dacheng.errors import DachengError, UsageError
 from dacheng.records import Artifact
+from dacheng.stages import learning
 from dacheng.stages.base import Input, StageContext
 
 if TYPE_CHECKING:
@@ -99,13 +100,11 @@ def run(config: Config, inputs: dict[str, Artifact], out: Path, context: StageCo
     from dacheng.align.reinforce.training import train_policy
     from dacheng.data.documents import DocumentStore
     from dacheng.formats.json_files import write_json
-    from dacheng.formats.model_directory import load_model
     from dacheng.train.progress import Progress
 
     store, base = DocumentStore.open(inputs["documents"].path), inputs["model"].path
-    loaded = load_model(base, dtype="float32")
-    if loaded.tokenizer is None:
-        raise DachengError("the model has no tokenizer", field="model", value=str(base))
+    loaded = learning.open_policy(base)
+    assert loaded.tokenizer is not None
     learnt, asked = _headers(config, store, loaded)
     out.mkdir(parents=True, exist_ok=True)
     _write_prompts(out / PROMPTS, learnt)
@@ -240,8 +239,6 @@ def _save(
     config: Config,
 ) -> None:  # fmt: skip
     from dacheng.formats.model_directory import save_model
-    from dacheng.formats.provenance import weights_hash
 
-    recipe = {"life": context.life, "stage": context.name, "fingerprint": context.fingerprint, "seed": config.seed}
-    provenance = {"parent": weights_hash(base), "recipe": recipe, "metrics": metrics}
+    provenance = learning.provenance(base, context, config.seed, metrics=metrics)
     save_model(path, made.model, loaded.tokenizer, generation=loaded.generation, provenance=provenance)

@@ -96,6 +96,10 @@ class StageContext:
     fingerprint: str = ""
     render_report: Callable[..., Path] | None = None
 
+    def recipe(self, seed: int) -> dict[str, Any]:
+        """What the provenance of a model says of the stage that made it."""
+        return {"life": self.life, "stage": self.name, "fingerprint": self.fingerprint, "seed": seed}
+
     def machine(self) -> Machine:
         """This machine, measured once (under 3 s) and cached."""
         from dacheng.machine import measure

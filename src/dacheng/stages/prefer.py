@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dacheng.align.preferences.settings import PreferTrainConfig
+from dacheng.recipes import part_of
 from dacheng.records import Artifact, Drops
-from dacheng.stages import preferring
+from dacheng.stages import learning, named, preferring
 from dacheng.stages.base import Input, StageContext
-from dacheng.stages.sft import base_of, save_merged
+from dacheng.stages.sft import save_merged
 
 VERSION = 1
 KIND = "model"
@@ -39,27 +40,28 @@ class Config(PreferTrainConfig):
 
 def externals(config: Config) -> dict[str, Any]:
     """The weights and the preferences. Raises DachengError for a file that is not there."""
-    return preferring.hashes_of((config.model, config.reference), config.data + config.held_out)
+    return named.hashes(
+        named.weights("model", config.model), named.weights("reference", config.reference),
+        named.files("data", config.data), named.files("held_out", config.held_out),
+    )  # fmt: skip
 
 
 def run(config: Config, inputs: dict[str, Artifact], out: Path, context: StageContext) -> Artifact:
     """Leaves model/ (a model directory), with rank above 0 adapter/ (PEFT) beside it, and training/; goes on from an
     interrupted run, to the same bytes. Raises what train_preferences raises."""
     from dacheng.align.preferences.training import train_preferences
-    from dacheng.formats.provenance import weights_hash
     from dacheng.train.progress import Progress
 
-    base, unread = base_of(config.model, inputs), Drops()
+    base, unread = named.base_of(config.model, inputs), Drops()
     learnt, held_out = preferring.read_sides(config.data, config.held_out, config.held_out_fraction, unread)
-    settings = PreferTrainConfig(**{f.name: getattr(config, f.name) for f in fields(PreferTrainConfig)})
-    recipe = {"life": context.life, "stage": context.name, "fingerprint": context.fingerprint, "seed": config.seed}
-    provenance = {"parent": weights_hash(base) if base.is_dir() else None, "recipe": recipe}
-    with context.reporter.task("reference log-probabilities") as task:
+    settings = part_of(PreferTrainConfig, config)
+    provenance = learning.provenance(base, context, config.seed)
+    with preferring.counted(context.reporter, "reference log-probabilities") as progress:
         made = train_preferences(
             base, learnt, out, settings, [Progress()], held_out=held_out, reference=config.reference,
-            progress=lambda done, total: task.update(done, total=total), ledger=context.ledger, provenance=provenance,
+            progress=progress, ledger=context.ledger, provenance=provenance,
         )  # fmt: skip
-    preferring.tell_drops(made.drops, unread, context)
+    learning.tell_drops("preferences", context, unread, made.drops)
     share, low, high = made.accuracy
     context.reporter.note(
         f"{made.measured_pairs} {made.measured_on} pairs: the chosen reply gained more in {share:.0%} "
@@ -69,4 +71,4 @@ def run(config: Config, inputs: dict[str, Artifact], out: Path, context: StageCo
     )  # fmt: skip
     if config.rank:
         context.reporter.note(save_merged(base, made.path, out / "model", provenance))
-    return Artifact(KIND, out / "model", metrics={k: v for k, v in made.to_dict().items() if k != "path"})
+    return Artifact(KIND, out / "model", metrics=made.figures())

@@ -1,18 +1,17 @@
-"""What the stages that learn from preferences share: their files, what is held out, and what they say of it."""
+"""What the stages that learn from preferences share: their files, and what is held out."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
 
-from dacheng.errors import DachengError, UsageError
-from dacheng.records import Drops
-from dacheng.stages.sft import weight_files
+from dacheng.errors import UsageError
 
 if TYPE_CHECKING:
     from dacheng.data.preferences import Preference
-    from dacheng.stages.base import StageContext
+    from dacheng.records import Drops
+    from dacheng.stages.base import Reporter, Task
 
 HELD_OUT = 0.1  # of the prompts, where nothing is said
 REMEDY = 'data: [pairs.jsonl], lines of {"prompt": …, "chosen": …, "rejected": …}; see docs/guide/alignment'
@@ -31,17 +30,6 @@ def check_files(data: tuple[str, ...], held_out: tuple[str, ...], held_out_fract
                          remedy="leave it out where held_out names files")  # fmt: skip
 
 
-def hashes_of(models: tuple[str | None, ...], files: tuple[str, ...]) -> dict[str, Any]:
-    """For `externals`: of weights and data. Raises DachengError for a file that is not there."""
-    from dacheng.formats.safetensors_io import sha256_file
-
-    paths = [path for model in models for path in weight_files(model)] + list(map(Path, files))
-    for path in paths:
-        if not path.is_file():
-            raise DachengError(f"{path} does not exist", field="data", value=str(path), remedy="check the path")
-    return {"files": [sha256_file(path) for path in paths]}
-
-
 def read_sides(
     data: tuple[str, ...], held_out: tuple[str, ...], fraction: float | None, drops: Drops
 ) -> tuple[list[Preference], list[Preference]]:
@@ -54,12 +42,18 @@ def read_sides(
     return split_preferences(read, HELD_OUT if fraction is None else fraction)
 
 
-def tell_drops(made: Mapping[str, Any], unread: Drops, context: StageContext) -> None:
-    """On the reporter and in the ledger: what was not learnt from, and why."""
-    counted = Drops()
-    counted.merge(unread)
-    for reason, count in made["dropped"].items():
-        counted.dropped[reason] += count
-    for reason, count in counted.dropped.items():
-        context.reporter.note(f"{count} preferences were left aside: {reason}")
-    context.entry.add(drops=counted.to_dict())
+@contextmanager
+def counted(reporter: Reporter, description: str) -> Iterator[Callable[[int, int], None]]:
+    """Of a part of what is done inside: a function of (done, total) that shows a bar from its first call until all is
+    done, so that what comes after has the screen and its own seconds."""
+    with ExitStack() as stack:
+        shown: list[Task] = []
+
+        def progress(done: int, total: int) -> None:
+            if not shown:
+                shown.append(stack.enter_context(reporter.task(description, total)))
+            shown[0].update(done, total=total)
+            if done >= total:
+                stack.close()
+
+        yield progress

@@ -6,10 +6,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from dacheng.errors import DachengError, UsageError
+from dacheng.errors import UsageError
 from dacheng.records import Artifact
+from dacheng.stages import named
 from dacheng.stages.base import Input, StageContext
-from dacheng.stages.sft import base_of, weight_files
+from dacheng.stages.named import base_of
 
 if TYPE_CHECKING:
     from dacheng.compress.quantize.config import QuantizeConfig
@@ -20,6 +21,7 @@ VERSION = 1
 KIND = "model"
 INPUTS = {"model": Input("model", required=False)}
 METHODS = Literal["rtn", "gptq", "awq", "smoothquant", "nf4", "fp8"]
+MADE = "made.json"  # until the table is there, too
 LAYOUTS = Literal["dacheng", "compressed-tensors", "gguf"]
 _FREE: dict[str, Any] = {"free": True}
 _GROUPS = (128, 64, 32)
@@ -57,7 +59,7 @@ class Config:
     seed: int = 0
     judge: bool = field(default=True, metadata=_FREE)
     judge_text: Path | None = field(default=None, metadata=_FREE)
-    judge_tokens: int = field(default=16384, metadata=_FREE)
+    judge_tokens: int = field(default=8192, metadata=_FREE)
     task: Path | None = field(default=None, metadata=_FREE)
     speed: bool = field(default=True, metadata=_FREE)
 
@@ -74,27 +76,36 @@ class Config:
 
 def externals(config: Config) -> dict[str, Any]:
     """The weights and the text. Raises DachengError for a file that is not there."""
-    from dacheng.formats.safetensors_io import sha256_file
-
-    files = [*weight_files(config.model), *([] if config.calibration is None else [config.calibration])]
-    for path in files:
-        if not path.is_file():
-            raise DachengError(f"{path} does not exist", field="calibration", value=str(path), remedy="check the path")
-    return {"files": [sha256_file(path) for path in files]}
+    text = [] if config.calibration is None else [config.calibration]
+    return named.hashes(named.weights("model", config.model), named.files("calibration", text))
 
 
 def run(config: Config, inputs: dict[str, Artifact], out: Path, context: StageContext) -> Artifact:
     """Leaves model/ (or model.gguf) and quantize.json: formats, errors of the maps on the calibration text, notes, the
-    comparison. A stopped calibration goes on. Raises what the methods raise."""
-    from dacheng.formats.json_files import write_json
+    comparison. A stopped calibration goes on, and what was made is not made again for the table. Raises what the
+    methods raise."""
+    import shutil
+
+    from dacheng.compress.judge import check_texts
+    from dacheng.formats.json_files import read_json, write_json
 
     base = base_of(config.model, inputs)
     if not config.again:
         refuse_compressed(base)
-    report, path = quantize(config, base, out, context)
+    if config.judge:
+        check_texts(config.judge_text, config.task)
+    made = out / MADE
+    if made.exists():  # stopped while it was judged
+        report, path = read_json(made)["report"], out / read_json(made)["name"]
+        context.reporter.note(f"{path} is made already")
+    else:
+        report, path = quantize(config, base, out, context)
+        write_json(made, {"report": report, "name": path.name})
+        shutil.rmtree(out / "state", ignore_errors=True)
     if config.judge:
         report["comparison"] = _judged(config, base, path, out, context)
     write_json(out / "quantize.json", report)
+    made.unlink()
     return Artifact(KIND, path, metrics=report)
 
 
@@ -109,8 +120,6 @@ def refuse_compressed(base: Path) -> None:
 
 def quantize(config: Config, base: Path, out: Path, context: StageContext) -> tuple[dict[str, Any], Path]:
     """What was done, and where the model is."""
-    import shutil
-
     from dacheng.compress.quantize.model import quantize_model
     from dacheng.stages.compressing import open_model
 
@@ -120,18 +129,21 @@ def quantize(config: Config, base: Path, out: Path, context: StageContext) -> tu
     with context.reporter.task(f"quantising by {config.method}") as task:
         done = quantize_model(
             opened.model, settings, batches if settings.calibrated else (), folder=out / "state",
-            progress=lambda done, of: task.update(done, total=of),
+            progress=lambda done, of: task.update(done, total=of, text=_step(settings, done, of)),
         )  # fmt: skip
     for note in done.notes:
         context.reporter.note(note)
     path = _saved(config, settings, opened, done, base, out, context)
-    shutil.rmtree(out / "state", ignore_errors=True)
     worst = sorted(done.errors.items(), key=lambda item: -item[1])
     report = {
         **settings.to_dict(), "formats": _formats(done), "packed_bytes": done.nbytes, "notes": done.notes,
         "errors": done.errors, "worst": dict(worst[:5]),
     }  # fmt: skip
     return report, path
+
+
+def _step(settings: QuantizeConfig, done: float, of: int) -> str:
+    return f"{'layer' if settings.calibrated else 'matrix'} {min(int(done) + 1, of)} of {of}"
 
 
 def _settings(config: Config, opened: Opened, batches: list[Any], context: StageContext) -> QuantizeConfig:
@@ -236,9 +248,9 @@ def _judged(config: Config, base: Path, path: Path, out: Path, context: StageCon
         text = out / "held_out.txt"
         text.write_text(_texts(config)[1], encoding="utf-8")
         context.reporter.note("perplexity is of the last tenth of the calibration text, which calibrated nothing")
-    with context.reporter.task("judging before and after"):
+    with context.reporter.task("judging before and after") as task:
         found = judge(base, path, text=text, task=config.task, speed=config.speed, ledger=context.ledger,
-                      tokens=config.judge_tokens)  # fmt: skip
+                      tokens=config.judge_tokens, progress=task.update)  # fmt: skip
     context.reporter.note(found.table())
     context.reporter.note(found.sentence())
     return found.to_dict()

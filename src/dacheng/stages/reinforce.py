@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dacheng.align.reinforce.settings import ReinforceConfig
-from dacheng.errors import DachengError, UsageError
+from dacheng.errors import UsageError
+from dacheng.recipes import part_of
 from dacheng.records import Artifact, Drops
+from dacheng.stages import learning, named
 from dacheng.stages.base import Input, StageContext
-from dacheng.stages.sft import base_of
 
 if TYPE_CHECKING:
     from dacheng.align.reinforce.held_out import Measured
@@ -57,24 +58,16 @@ class Config(ReinforceConfig):
 
     def settings(self) -> ReinforceConfig:
         """What the training takes."""
-        return ReinforceConfig(**{f.name: getattr(self, f.name) for f in fields(ReinforceConfig)})
+        return part_of(ReinforceConfig, self)
 
 
 def externals(config: Config) -> dict[str, Any]:
     """Weights, prompts and texts. Raises DachengError for a file that is not there."""
-    from dacheng.formats.safetensors_io import sha256_file
-
-    files = list(map(Path, (*config.prompts, *config.held_out, *config.text)))
-    for model in filter(None, (config.model, config.reference)):
-        found = sorted(Path(model).glob("*.safetensors"))
-        if not found:
-            raise DachengError(f"{model} is no model directory", field="model", value=model,
-                               remedy="dacheng import smollm2 --out models/smollm2")  # fmt: skip
-        files += found
-    for path in files:
-        if not path.is_file():
-            raise DachengError(f"{path} does not exist", field="prompts", value=str(path), remedy="check the path")
-    return {"files": [sha256_file(path) for path in files]}
+    return named.hashes(
+        named.files("prompts", config.prompts), named.files("held_out", config.held_out),
+        named.files("text", config.text), named.weights("model", config.model),
+        named.weights("reference", config.reference),
+    )  # fmt: skip
 
 
 def run(config: Config, inputs: dict[str, Artifact], out: Path, context: StageContext) -> Artifact:
@@ -91,10 +84,10 @@ def run(config: Config, inputs: dict[str, Artifact], out: Path, context: StageCo
         from dacheng.machine import set_threads
 
         set_threads(config.threads)
-    base, reward = base_of(config.model, inputs), mix_from_config(_rewards(config, inputs))
-    loaded = load_model(base, dtype="float32")
-    if loaded.tokenizer is None:
-        raise DachengError("the model has no tokenizer", field="model", value=str(base), remedy="add its files")
+    if config.tools is not None:
+        config.tools.turns()  # what is no tool: before the model is read
+    base, reward = named.base_of(config.model, inputs), mix_from_config(_rewards(config, inputs))
+    loaded = learning.open_policy(base)
     prompts = _prompts(config, config.prompts, loaded, context)
     held_out = _prompts(config, config.held_out, loaded, context)[: config.held_out_prompts]
     before = _measured(config, loaded, held_out, reward, out / BEFORE)
@@ -134,9 +127,7 @@ def _prompts(config: Config, paths: tuple[str, ...], loaded: LoadedModel, contex
     drops = Drops()
     longest = loaded.model.traits.longest_text - config.max_tokens - 1
     found = read_prompts(paths, loaded.tokenizer, renderer=renderer, longest=longest, drops=drops)
-    context.entry.add(drops=drops.to_dict())
-    for reason, count in drops.dropped.items():
-        context.reporter.note(f"{count} prompts were left aside: {reason}")
+    learning.tell_drops("prompts", context, drops)
     return found
 
 
@@ -168,7 +159,7 @@ def _measured(
         path.parent.mkdir(parents=True, exist_ok=True)
         found = measure(
             loaded.model, loaded.tokenizer, prompts, reward, config.sampling, answers=config.held_out_answers,
-            seed=config.seed,
+            seed=config.seed, continuation=None if config.tools is None else config.tools.turns(),
         )  # fmt: skip
         found.save(path)
     return found
@@ -193,13 +184,11 @@ def _save(
     from dacheng.adapt.merge import merge_into
     from dacheng.formats.model_directory import save_model
     from dacheng.formats.peft import write_adapter
-    from dacheng.formats.provenance import weights_hash
 
     if made.adapter is not None:
         write_adapter(out / "adapter", made.adapter, made.model, base=str(base))
         merge_into(made.model)
-    recipe = {"life": context.life, "stage": context.name, "fingerprint": context.fingerprint, "seed": config.seed}
-    provenance = {"parent": weights_hash(base) if base.is_dir() else None, "recipe": recipe, "metrics": metrics}
+    provenance = learning.provenance(base, context, config.seed, metrics=metrics)
     save_model(out / "model", made.model, loaded.tokenizer, generation=loaded.generation, provenance=provenance)
 
 

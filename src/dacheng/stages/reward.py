@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dacheng.align.preferences.settings import RewardTrainConfig
+from dacheng.recipes import part_of
 from dacheng.records import Artifact, Drops
-from dacheng.stages import preferring
+from dacheng.stages import learning, named, preferring
 from dacheng.stages.base import Input, StageContext
-from dacheng.stages.sft import base_of
 
 VERSION = 1
 KIND = "reward"
@@ -34,7 +34,9 @@ class Config(RewardTrainConfig):
 
 def externals(config: Config) -> dict[str, Any]:
     """The weights and the preferences. Raises DachengError for a file that is not there."""
-    return preferring.hashes_of((config.model,), config.data + config.held_out)
+    return named.hashes(
+        named.weights("model", config.model), named.files("data", config.data), named.files("held_out", config.held_out)
+    )
 
 
 def run(config: Config, inputs: dict[str, Artifact], out: Path, context: StageContext) -> Artifact:
@@ -43,15 +45,17 @@ def run(config: Config, inputs: dict[str, Artifact], out: Path, context: StageCo
     from dacheng.align.preferences.reward_training import train_reward
     from dacheng.train.progress import Progress
 
-    base, unread = base_of(config.model, inputs), Drops()
+    base, unread = named.base_of(config.model, inputs), Drops()
     learnt, held_out = preferring.read_sides(config.data, config.held_out, config.held_out_fraction, unread)
-    settings = RewardTrainConfig(**{f.name: getattr(config, f.name) for f in fields(RewardTrainConfig)})
-    made = train_reward(base, learnt, out, settings, [Progress()], held_out=held_out, ledger=context.ledger)
-    preferring.tell_drops(made.drops, unread, context)
+    made = train_reward(
+        base, learnt, out, part_of(RewardTrainConfig, config), [Progress()], held_out=held_out, ledger=context.ledger,
+        provenance=learning.provenance(base, context, config.seed),
+    )  # fmt: skip
+    learning.tell_drops("preferences", context, unread, made.drops)
     share, low, high = made.accuracy
     baseline = made.length_baseline
     context.reporter.note(
         f"{made.measured_pairs} {made.measured_on} pairs: {share:.0%} ranked right ({low:.0%} to {high:.0%}); "
         f"by length alone (the {baseline['prefers']} one) {baseline['accuracy']:.0%}"
     )
-    return Artifact(KIND, made.path, metrics={k: v for k, v in made.to_dict().items() if k != "path"})
+    return Artifact(KIND, made.path, metrics=made.figures())

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dacheng.adapt.settings import AdaptTrainConfig, ChatTrainConfig
-from dacheng.errors import DachengError, UsageError
+from dacheng.errors import UsageError
 from dacheng.records import Artifact, Drops
+from dacheng.stages import learning, named
 from dacheng.stages.base import Input, StageContext
+from dacheng.stages.named import base_of
 
 if TYPE_CHECKING:
     from dacheng.adapt.training import AdapterResult
@@ -79,25 +81,9 @@ class Config:
 
 def externals(config: Config) -> dict[str, Any]:
     """The weights and the conversations. Raises DachengError for a file that is not there."""
-    from dacheng.formats.safetensors_io import sha256_file
-
-    files = [*weight_files(config.model), *map(Path, (*config.data, *config.held_out))]
-    for path in files:
-        if not path.is_file():
-            raise DachengError(f"{path} does not exist", field="data", value=str(path), remedy="check the path")
-    return {"files": [sha256_file(path) for path in files]}
-
-
-def weight_files(model: str | None) -> list[Path]:
-    """Of a model that a configuration names. Raises DachengError when it is none."""
-    if model is None:
-        return []
-    path = Path(model)
-    found = sorted(path.glob("*.safetensors")) if path.is_dir() else [path] if path.is_file() else []
-    if not found:
-        raise DachengError(f"{path} is no model", field="model", value=model,
-                           remedy="dacheng import smollm2 --out models/smollm2")  # fmt: skip
-    return found
+    return named.hashes(
+        named.weights("model", config.model), named.files("data", config.data), named.files("held_out", config.held_out)
+    )
 
 
 def run(config: Config, inputs: dict[str, Artifact], out: Path, context: StageContext) -> Artifact:
@@ -107,24 +93,9 @@ def run(config: Config, inputs: dict[str, Artifact], out: Path, context: StageCo
     drops = Drops()
     examples, held_out = _read(config, config.data, drops), _read(config, config.held_out, drops)
     made = _train(config, base, examples, held_out, out, context)
-    counted = Drops()
-    counted.merge(drops)
-    for reason, count in made.drops["dropped"].items():
-        counted.dropped[reason] += count
-    for reason, count in counted.dropped.items():
-        context.reporter.note(f"{count} conversations were left aside: {reason}")
-    context.entry.add(drops=counted.to_dict())
+    learning.tell_drops("conversations", context, drops, made.drops)
     context.reporter.note(f"loss of the assistant's words: {made.loss_before:.3f} before, {made.loss_after:.3f} after")
-    metrics = {key: value for key, value in made.to_dict().items() if key != "path"} | {"method": config.method}
-    return Artifact(KIND, out / "model", metrics=metrics)
-
-
-def base_of(model: str | None, inputs: dict[str, Artifact]) -> Path:
-    """The model that a stage begins with: named by its configuration, or given by an earlier stage."""
-    if (model is None) == ("model" not in inputs):
-        problem = "which model?" if model is None else "the model is named twice"
-        raise UsageError(problem, field="model", value=model, remedy="name it by model: or by from:, not both")
-    return inputs["model"].path if model is None else Path(model)
+    return Artifact(KIND, out / "model", metrics=made.figures() | {"method": config.method})
 
 
 def _read(config: Config, paths: tuple[str, ...], drops: Drops) -> list[Record]:
@@ -139,7 +110,6 @@ def _train(
     from dacheng.adapt.full import train_full
     from dacheng.adapt.training import train_adapter
     from dacheng.formats.model_directory import load_tokenizer
-    from dacheng.formats.provenance import weights_hash
     from dacheng.text import ChatRenderer
     from dacheng.train.progress import Progress
 
@@ -147,8 +117,7 @@ def _train(
     renderer = ChatRenderer(tokenizer, config.template)
     if config.template is not None:
         tokenizer.config["chat_template"] = renderer.template
-    recipe = {"life": context.life, "stage": context.name, "fingerprint": context.fingerprint, "seed": config.seed}
-    provenance = {"parent": weights_hash(base) if base.is_dir() else None, "recipe": recipe}
+    provenance = learning.provenance(base, context, config.seed)
     settings = config.settings()
     if not isinstance(settings, AdaptTrainConfig):
         return train_full(

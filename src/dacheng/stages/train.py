@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,7 +111,7 @@ def model_traits(config: Config, plan: dict[str, Any], vocab_size: int, context_
 
 def trainer_config(config: Config, plan: dict[str, Any]) -> TrainConfig:
     """The trainer's part of the configuration, with the plan's length where it says none itself."""
-    own = TrainConfig(**{f.name: getattr(config, f.name) for f in fields(TrainConfig)})
+    own = recipes.part_of(TrainConfig, config)
     if not plan or own.steps is not None or own.budget != Budget():
         return own
     rows, _ = _batch(config, plan)  # the plan's tokens, in steps of the batch that is trained with
@@ -233,12 +233,7 @@ def _save(
     from dacheng.formats.model_directory import save_model
 
     provenance = {
-        "recipe": {
-            "life": context.life,
-            "stage": context.name,
-            "fingerprint": context.fingerprint,
-            "seed": config.seed,
-        },
+        "recipe": context.recipe(config.seed),
         "data": {"documents": corpus.manifest["documents"], "tokenizer": tokenizer.fingerprint},
         "metrics": metrics,
         "ledger": context.ledger.totals(),

@@ -61,19 +61,23 @@ class Callback:
         """With what state_dict gave, before on_start."""
 
 
-def is_due(trainer: Trainer, every: int) -> bool:
+def is_due(trainer: Trainer, every: int | None) -> bool:
     """At multiples of `every`, and after the last step, be it the last of the budget or of the wall clock."""
-    return trainer.state.step % every == 0 or trainer.at_end
+    return (every is not None and trainer.state.step % every == 0) or trainer.at_end
 
 
 class Evaluate(Callback):
-    """Every `every` steps and at the end, publishes function(model) -> {metric: value} under "prefix/metric".
+    """Every `every` steps, None for never, and at the end, publishes function(model) -> {metric: value} under
+    "prefix/metric".
 
     The function sees the model in eval mode and without gradients; its random numbers do not touch those of training.
     """
 
-    def __init__(self, function: Callable[[nn.Module], dict[str, float]], every: int, prefix: str = "valid") -> None:
-        self.function, self.every, self.prefix = function, at_least_one("every", every), prefix
+    def __init__(
+        self, function: Callable[[nn.Module], dict[str, float]], every: int | None, prefix: str = "valid"
+    ) -> None:
+        self.function, self.prefix = function, prefix
+        self.every = None if every is None else at_least_one("every", every)
 
     @property
     def name(self) -> str:

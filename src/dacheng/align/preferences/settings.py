@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+from dacheng import recipes
 from dacheng.adapt.settings import AdaptTrainConfig
 from dacheng.checks import above_zero, at_least_one, says_how_long
 from dacheng.errors import UsageError
 from dacheng.nn.lora_config import ALL_LINEAR
 from dacheng.objectives.preference import PreferenceConfig
-from dacheng.recipes import to_dict
 from dacheng.train.budget import Budget
 from dacheng.train.config import TrainConfig
 from dacheng.train.optimizers import OptimizerConfig
@@ -89,7 +89,7 @@ class PairTrainConfig:
 
     def identity(self) -> dict[str, Any]:
         """The fields that decide the weights, as plain data."""
-        return {f.name: to_dict(getattr(self, f.name)) for f in fields(self) if not f.metadata.get("free")}
+        return recipes.identity(self)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -52,7 +52,8 @@ def make_experience(
     if reference is not None:
         batch.reference_logps = reference.logps(batch, config.temperature, rows)
         per_answer = (kl(batch.old_logps, batch.reference_logps, "k1") * batch.mask).sum(-1)
-        figures["objective/kl"] = float(per_answer.mean())
+        counted = batch.mask.any(-1)  # what was cut off may be masked out: it has no distance, and not 0
+        figures["objective/kl"] = float(per_answer.sum() / counted.sum().clamp(min=1))
     critic = critic_of(model)
     if critic is not None:
         batch.values = scoring.values(critic, batch, rows)

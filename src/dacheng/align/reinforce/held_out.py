@@ -12,7 +12,7 @@ from dacheng.align.reinforce.prompts import Prompt
 from dacheng.align.reinforce.source import RewardFunction
 from dacheng.align.rewards.base import Sample
 from dacheng.align.rollouts.ask import Ask, Sampling
-from dacheng.align.rollouts.inline import InlineWorker
+from dacheng.align.rollouts.inline import Continuation, InlineWorker
 from dacheng.errors import DachengError
 from dacheng.evaluate.intervals import Interval, bootstrap_mean
 from dacheng.formats.json_files import read_json, write_json
@@ -31,8 +31,8 @@ class Measured:
     lengths: list[list[int]]
 
     def mean_reward(self) -> Interval:
-        """Over prompts, with a 95% bootstrap interval over them."""
-        return bootstrap_mean([v for v in map(_mean, self.rewards) if math.isfinite(v)])
+        """Over prompts, with a 95% bootstrap interval over them; its ends are NaN where fewer than two were judged."""
+        return _interval([v for v in map(_mean, self.rewards) if math.isfinite(v)])
 
     def pass_at(self, k: int, threshold: float = 1.0) -> Interval:
         """Over prompts: that one of k answers has a reward of at least `threshold`."""
@@ -64,10 +64,11 @@ def measure(
     *,
     answers: int = 1,
     seed: int = 0,
+    continuation: Continuation | None = None,
 ) -> Measured:
     """`answers` answers to each prompt. The seeds are those of the prompts, so two policies are compared on the same
-    draws."""
-    worker = InlineWorker(model, tokenizer, sampling)
+    draws. continuation: see InlineWorker."""
+    worker = InlineWorker(model, tokenizer, sampling, continuation=continuation)
     asks = [
         Ask(f"{i}.{n}", prompt.token_ids, str(i), derive_seed(seed, "held_out", i, n))
         for i, prompt in enumerate(prompts)
@@ -99,13 +100,20 @@ def pass_at_k(n: int, correct: int, k: int) -> float:
 
 def win_rate(after: Measured, before: Measured) -> Interval:
     """How often an answer is worth more than the one with the same seed before; a draw counts half. The interval is of
-    a bootstrap over prompts."""
+    a bootstrap over prompts, with NaN for its ends where fewer than two were judged both times."""
     wins = []
     for ours, theirs in zip(after.rewards, before.rewards):
         pairs = [(a, b) for a, b in zip(ours, theirs) if math.isfinite(a) and math.isfinite(b)]
         if pairs:
             wins.append(_mean([1.0 if a > b else 0.5 if a == b else 0.0 for a, b in pairs]))
-    return bootstrap_mean(wins)
+    return _interval(wins)
+
+
+def _interval(values: Sequence[float]) -> Interval:
+    """A run whose rewards could say little of what is held out is to end, and be saved, all the same."""
+    if len(values) > 1:
+        return bootstrap_mean(values)
+    return Interval(_mean(values), math.nan, math.nan, 0.95, len(values))
 
 
 def _mean(values: Sequence[float]) -> float:

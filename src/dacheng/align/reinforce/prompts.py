@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dacheng.data.sources import AnySpec, SourceSpec, open_source
+from dacheng.data.chat_layouts import NoChat
+from dacheng.data.objects import ObjectSpec
+from dacheng.data.sources import AnySpec, open_source
 from dacheng.engine.boundary import encode_prompt
 from dacheng.errors import DachengError
 from dacheng.records import Drops, Record
@@ -32,30 +33,26 @@ class Prompt:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PromptSpec(SourceSpec):
+class PromptSpec(ObjectSpec):
     """JSON objects of {"prompt": text} or {"messages": […]}; "meta" and all other fields go into the record's meta."""
 
-    def records(
-        self, value: Any, where: str, size: int, meta: dict[str, Any], drops: Drops, ignored: Counter[str]
-    ) -> Iterator[Record]:
-        if not isinstance(value, Mapping):
-            drops.drop("not_an_object", size, where)
-            return
+    wanted = 'JSON lines of {"prompt": "…", "meta": {…}} or {"messages": […]}'
+
+    def read(
+        self, value: Mapping[str, Any], where: str, size: int, meta: dict[str, Any], drops: Drops
+    ) -> tuple[list[Record], set[str]]:
         text, messages, own = value.get("prompt"), value.get("messages"), value.get("meta") or {}
         if (text is None) == (messages is None) or not isinstance(own, Mapping):
-            drops.drop("not_a_prompt", size, where)
-            return
+            raise NoChat("not_a_prompt")
         rest = {name: item for name, item in value.items() if name not in ("prompt", "messages", "meta")}
-        found = {**rest, **own}
+        found, used = {**rest, **own}, set(value)
         if text is not None and isinstance(text, str) and text:
-            yield Record(id=where, text=text, meta=found)
-        elif isinstance(messages, list) and messages:
-            yield Record(id=where, messages=messages, meta=found)
-        else:
-            drops.drop("empty_prompt", size, where)
-
-    def columns(self) -> None:
-        return None
+            return [Record(id=where, text=text, meta=found)], used
+        if isinstance(messages, list) and messages:
+            if not all(isinstance(message, Mapping) and isinstance(message.get("role"), str) for message in messages):
+                raise NoChat("not_messages:messages")
+            return [Record(id=where, messages=messages, meta=found)], used
+        raise NoChat("empty_prompt")
 
 
 def read_prompts(
@@ -69,14 +66,20 @@ def read_prompts(
     """Prompts of JSON lines. A text is encoded as texts of the family begin; messages go through the chat template, up
     to the header of the assistant's turn.
 
-    longest: tokens; a longer prompt is dropped and counted, as is what is no prompt. Raises DachengError when nothing
-    is left, or there are messages and no renderer.
+    longest: tokens; a longer prompt is dropped and counted, as is what is no prompt, and what the template refuses.
+    Raises DachengError when nothing is left, or there are messages and no renderer.
     """
     drops = Drops() if drops is None else drops
     specs: list[AnySpec] = [PromptSpec(path=str(path), kind="jsonl") for path in paths]
     found = []
     for record in open_source(specs, drops):
-        prompt = _prompt(record, tokenizer, renderer)
+        try:
+            prompt = _prompt(record, tokenizer, renderer)
+        except DachengError as error:
+            if renderer is None:
+                raise
+            drops.drop(f"refused:{error.field or 'template'}", example=f"{record.id}: {error.problem}")
+            continue
         if longest is not None and len(prompt.token_ids) > longest:
             drops.drop("longer_than_context", len(prompt.token_ids), record.id)
             continue

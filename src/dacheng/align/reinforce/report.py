@@ -50,6 +50,19 @@ def read_story(out: Path) -> Story:
     return story
 
 
+def stage_of(run: Path) -> Path:
+    """Where a run learnt from rewards: `run` itself, or in the directory of a life the one stage of it that did. Raises
+    DachengError where there is none, or several."""
+    if not (run / "stages").is_dir():
+        return run
+    found = sorted(path.parents[1] for path in (run / "stages").glob(f"*/{TRAINING}/{SETS}"))
+    if len(found) != 1:
+        remedy = f"name one: {', '.join(map(str, found))}" if found else "a life with a stage of `do: reinforce`"
+        problem = f"{len(found)} stages of this life learnt from rewards"
+        raise DachengError(problem, field="RUN", value=str(run), remedy=remedy)
+    return found[0]
+
+
 def write_report(out: Path, *, title: str = "Learning from rewards") -> Path:
     """Writes out/report.html and returns its path. Raises DachengError where there is no run."""
     story = read_story(Path(out))
@@ -68,6 +81,11 @@ def findings(story: Story) -> list[str]:
         told.append(f"KL of an answer from the reference, at the end: {_ends(story.sets, 'objective/kl')[1]:.3f} nats.")
     equal = _ends(story.sets, "frac_reward_zero_std")[1]
     told.append(f"Groups whose answers were all worth the same, at the end: {100 * equal:.0f}%.")
+    if "tools/call_frequency" in story.sets[-1]:
+        first, last = _ends(story.sets, "tools/call_frequency")
+        told.append(
+            f"Answers with a call of a tool: {first:.0%} in the first tenth of the run, {last:.0%} in the last."
+        )
     gold = [line["rewards/gold/mean"] for line in story.sets if "rewards/gold/mean" in line]
     if len(gold) >= 10:
         smooth = _smoothed(gold)

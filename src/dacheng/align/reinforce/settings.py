@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from dacheng import recipes
 from dacheng.align.rollouts.ask import Sampling
+from dacheng.align.tools.config import ToolsConfig
 from dacheng.checks import at_least_one, says_how_long
 from dacheng.errors import UsageError
 from dacheng.objectives.policy import PolicyGradientConfig
-from dacheng.recipes import to_dict
 from dacheng.train.config import TrainConfig
 from dacheng.train.optimizers import OptimizerConfig
 from dacheng.train.schedules import ScheduleConfig
 
 Method = Literal["ppo", "grpo", "dr_grpo", "dapo", "rloo", "gspo", "reinforce"]
 _FREE: dict[str, Any] = {"free": True}  # moves no weight
+_LATER: dict[str, Any] = {"later": True}  # see recipes.identity: runs from before it go on
 _ENDLESS = 1_000_000  # steps, where only the clock says when to stop
 
 LOSSES: dict[str, dict[str, Any]] = {
@@ -40,7 +42,8 @@ class ReinforceConfig:
     updates_per_rollout steps, which go `epochs` times over it. lr, critic_lr (ppo; None: lr), warmup (steps), steps or
     minutes (what comes first). kl_coef: of the penalty; kl_target: the KL of an answer, in nats, that adapts kl_coef
     (Ziegler et al. 2019, section 2.2), None: it stays. max_tokens, temperature, stop: of answers. adapter: rank of a
-    LoRA adapter, 0: all weights; alpha of it, None: twice the rank. clip_low, clip_high: None: the method's. gamma,
+    LoRA adapter, 0: all weights; alpha of it, None: twice the rank. tools: that the model may call while it answers,
+    None: none; what a tool says is of max_tokens, and teaches nothing. clip_low, clip_high: None: the method's. gamma,
     lam: of GAE. lag: a set is written with the weights of one set before: processes write while this one trains.
     importance_cap: weights for what sampler and trainer disagree on (None: 2 with a lag, else off). mask_truncated: an
     answer that was cut off teaches nothing (DAPO's overlong filter). oversample: times as many prompts are answered,
@@ -81,6 +84,7 @@ class ReinforceConfig:
     clip_norm: float = 1.0
     seed: int = 0
     max_batch: int = 64
+    tools: ToolsConfig | None = field(default=None, metadata=_LATER)
     workers: int = field(default=0, metadata=_FREE)
     micro_rows: int = field(default=64, metadata=_FREE)
     track_kl: bool = field(default=True, metadata=_FREE)
@@ -98,6 +102,9 @@ class ReinforceConfig:
             if getattr(self, name) < 0:
                 raise UsageError("must not be negative", field=name, value=getattr(self, name), remedy="0 for none")
         self._check_group()
+        if self.tools is not None and self.workers:
+            raise UsageError("answers with tools are written in this process", field="workers", value=self.workers,
+                             remedy="workers: 0")  # fmt: skip
         if self.updates_per_rollout % self.epochs or self.rollouts < self.minibatches:
             raise UsageError(
                 f"{self.rollouts} rollouts cannot be gone over {self.epochs} times in {self.updates_per_rollout} "
@@ -142,9 +149,10 @@ class ReinforceConfig:
 
     @property
     def sampling(self) -> Sampling:
+        stop = self.stop if self.tools is None else (*self.stop, *self.tools.stop)
         return Sampling(
-            max_tokens=self.max_tokens, temperature=self.temperature, stop=self.stop, max_batch=self.max_batch
-        )
+            max_tokens=self.max_tokens, temperature=self.temperature, stop=stop, max_batch=self.max_batch
+        )  # fmt: skip
 
     @property
     def loss(self) -> PolicyGradientConfig:
@@ -170,7 +178,7 @@ class ReinforceConfig:
 
     def identity(self) -> dict[str, Any]:
         """The fields that decide the weights, as plain data."""
-        return {f.name: to_dict(getattr(self, f.name)) for f in fields(self) if not f.metadata.get("free")}
+        return recipes.identity(self)
 
     def rollout_identity(self) -> dict[str, Any]:
         """Those that decide the rollouts: a longer run goes on from the journal of a shorter one."""

@@ -18,7 +18,7 @@ from dacheng.align.reinforce.journal import Journal, PreparedSet
 from dacheng.align.reinforce.prompts import Prompt
 from dacheng.align.reinforce.scoring import Reference
 from dacheng.align.reinforce.settings import ReinforceConfig
-from dacheng.align.reinforce.statistics import describe
+from dacheng.align.reinforce.statistics import call_frequency, describe
 from dacheng.align.rewards.base import Judged, Sample
 from dacheng.align.rollouts.ask import Ask
 from dacheng.align.rollouts.worker import Worker
@@ -163,6 +163,8 @@ class RolloutSource:
             kl_coef=kl_coef,
         )
         figures |= describe(rollouts) | {"kl_coef": kl_coef}
+        if self.config.tools is not None:
+            figures["tools/call_frequency"] = call_frequency(rollouts)
         figures |= {
             "time/generate_s": sampled - began,
             "time/reward_s": judged - sampled,
@@ -227,4 +229,4 @@ class RolloutSource:
     def _minibatch(self, rows: int, number: int) -> np.ndarray:
         epoch, part = divmod(self.cursor, self.config.minibatches)
         order = permutation(rows, derive_seed(self.config.seed, "minibatch"), number, epoch)
-        return np.array_split(order, self.config.minibatches)[part]
+        return np.sort(np.array_split(order, self.config.minibatches)[part])  # answers to a prompt side by side

@@ -46,6 +46,11 @@ def describe(rollouts: Sequence[Rollout]) -> dict[str, float]:
     return found
 
 
+def call_frequency(rollouts: Sequence[Rollout]) -> float:
+    """The share of answers in which a tool has written something."""
+    return sum(0 in r.mask for r in rollouts) / len(rollouts)
+
+
 def zero_spread(rollouts: Sequence[Rollout]) -> float:
     """The share of groups whose judged answers are all worth the same; the set is one group where every prompt has one
     answer."""

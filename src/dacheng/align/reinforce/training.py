@@ -83,12 +83,15 @@ def train_policy(
 
     reference: what the KL is measured from; None: the model as it comes in. worker: writes the rollouts; None: this
     process, or config.workers processes. text: plain text that is learnt beside, with ptx_coef. continuation: see
-    InlineWorker. Raises UsageError for vocabularies that differ, and what Trainer.fit, worker and rewards raise.
+    InlineWorker; None: config.tools, if any. Raises UsageError for vocabularies that differ, and what Trainer.fit,
+    worker and rewards raise.
     """
     out = Path(out)
     if (text is not None) != (config.ptx_coef > 0):
         raise UsageError("plain text and its weight go together", field="ptx_coef", value=config.ptx_coef,
                          remedy="give text and ptx_coef above 0, or neither")  # fmt: skip
+    if continuation is None and config.tools is not None:
+        continuation = config.tools.turns()
     trained, adapter, base = prepared(model, config, reference)
     made = worker if worker is not None else _worker(policy_of(trained), tokenizer, config, out, continuation)
     last = None if config.steps is None else (config.steps - 1) // config.updates_per_rollout

@@ -19,7 +19,7 @@ class RolloutLog(FileLog):
     sets of the uninterrupted run, each once (times apart).
 
     Warns, once a reason, after `patience` sets in a row in which every group was worth the same (nothing to learn), no
-    answer ended by itself (the end of text is never learnt), or every answer was empty.
+    answer ended by itself (the end of text is never learnt), every answer was empty, or none called a tool.
     """
 
     file_name = SETS
@@ -61,5 +61,10 @@ REASONS: dict[str, tuple[Any, str]] = {
     "empty": (
         lambda f: f["completions/empty"] >= 1.0,
         "for {n} sets in a row all answers were empty; check the prompts' template and the reward",
+    ),
+    "uncalled": (
+        lambda f: f.get("tools/call_frequency", 1.0) <= 0.0,
+        "for {n} sets in a row no answer called a tool: what is never tried is never rewarded; "
+        "show a call in the prompts, or train on examples with calls first",
     ),
 }

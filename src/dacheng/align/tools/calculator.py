@@ -27,6 +27,7 @@ _SHOWN_WHOLE = 40  # digits of a whole number, all shown
 _TOKEN = re.compile(
     r"\s*(?:(\d+(?:\.\d*)?(?:[eE][+-]?\d{1,3})?|\.\d+(?:[eE][+-]?\d{1,3})?)|(\*\*|//|[-+*/%^()])|([a-z]+))"
 )
+_RAISED, _LOWERED = re.compile("[⁺⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+"), re.compile("[₀-₉]")
 _SAME = str.maketrans({"×": "*", "÷": "/", "−": "-", "–": "-", "·": "*", "∗": "*", "√": " sqrt ", "[": "(", "]": ")"})
 
 
@@ -38,6 +39,7 @@ def calculate(text: str) -> Number:
     """The value of an expression, such as "3 * (4 + 1.5) ** 2". Raises NotArithmetic, always with a reason."""
     if len(text) > MAX_CHARACTERS:
         raise NotArithmetic("an expression too long", value=len(text), remedy=f"at most {MAX_CHARACTERS} characters")
+    text = _LOWERED.sub("_", _RAISED.sub(lambda match: f"**({match[0]})", text))  # NFKC alone makes 32 of 3²
     parser = _Parser(unicodedata.normalize("NFKC", text).translate(_SAME))
     value = parser.sum()
     if parser.kind:
@@ -216,7 +218,10 @@ def _root(value: Number) -> Number:
         top, bottom = math.isqrt(value.numerator), math.isqrt(value.denominator)
         if top * top == value.numerator and bottom * bottom == value.denominator:
             return Fraction(top, bottom)
-    return math.sqrt(value)
+    try:
+        return math.sqrt(value)
+    except OverflowError:  # a float holds no fraction above 1.8e308
+        raise NotArithmetic("too large", field="expression") from None
 
 
 def _bounded(value: Any) -> Number:

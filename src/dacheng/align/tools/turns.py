@@ -39,11 +39,12 @@ class ToolTurns:
     def __post_init__(self) -> None:
         names = [tool.name for tool in self.tools]
         if not self.opening or not self.closing or not names or len(set(names)) != len(names):
-            raise UsageError("tools need marks around a call, and a name each", field="tools", value=names)
+            raise UsageError("tools need marks around a call, and a name each", field="tools", value=names,
+                             remedy="each tool once, with an opening and a closing mark")  # fmt: skip
         if not self.json_calls and (len(names) != 1 or self._argument() is None):
             raise UsageError(
                 "a call by its text alone is of one tool with one argument", field="tools", value=names,
-                remedy="json_calls=True",
+                remedy="json_calls: true",
             )  # fmt: skip
 
     @property
