@@ -9,7 +9,8 @@ directory made by dacheng.compress (embedding int8 in groups of 32), kept in --w
 Q4_1 of its own requantiser; the file itself is Q4_1. Every contestant in a process of its own, in turn; workers are
 those of benchmarks/decode.py: a prompt of 512, then 16 tokens one at a time. `resident` is the process's memory after
 decoding (MB, interpreter and libraries included), `disk` the weights' (MB); perplexity is of 3 stretches of 512.
-One line a contestant, then one for each of ours with the ratio to llama.cpp at as many bits (over 1 = ours is better).
+One line a contestant, then one for each of ours with the ratio to llama.cpp at as many bits and to our floats (over 1 =
+the compressed one is better).
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ from common import Run, emit, interleave
 from decode import FORMATS, WINDOW, WINDOWS, requantize
 
 OURS = {"int8": ("rtn", "8"), "int8 smooth": ("smoothquant", "8"), "int4": ("gptq", "4g64")}
-PEERS = {"int8": "llama.cpp Q8_0", "int8 smooth": "llama.cpp Q8_0", "int4": "llama.cpp Q4_0"}
+PEERS = {
+    "int8": ("llama.cpp Q8_0", "float32", "bfloat16"), "int8 smooth": ("llama.cpp Q8_0", "float32", "bfloat16"),
+    "int4": ("llama.cpp Q4_0", "float32", "bfloat16"),
+}  # fmt: skip
 FIGURES = {"prefill": "tok/s", "decode 1": "tok/s", "resident": "MB", "disk": "MB", "perplexity": ""}
 DECODE = str(Path(__file__).resolve().parent / "decode.py")
 
@@ -126,7 +130,7 @@ def report(models: dict[str, Path], scored: dict[str, list[Run]], runs: dict[str
         values[name] = {figure: found for figure, found in one.items() if found}
         medians: dict[str, Any] = {figure: round(statistics.median(v), 2) for figure, v in values[name].items()}
         print(json.dumps({"contestant": name, "threads": threads, "rounds": len(good), **medians}), flush=True)
-    for name, peer in PEERS.items():
+    for name, peer in ((name, peer) for name, peers in PEERS.items() for peer in peers):
         for figure, unit in FIGURES.items():
             one, other = values.get(name, {}).get(figure), values.get(peer, {}).get(figure)
             if one and other and len(one) == len(other):

@@ -18,6 +18,7 @@ from dacheng.errors import DachengError, UsageError
 from dacheng.nn.contexts import Context, PackedDocuments
 from dacheng.nn.linear import Dense
 
+_STRIP = 192  # rows of a Hessian that are summed at a time
 WANTS = ("hessian", "absmax", "absmean", "sqnorm", "mean")
 
 
@@ -147,8 +148,14 @@ class _Site:
     stats: InputStats = field(default_factory=InputStats)
 
 
+class EverythingSeen(Exception):
+    """All that is wanted of this forward has been seen: the rest of it may be left out."""
+
+
 class Collector:
-    """Sums over the inputs of the Dense maps in `modules` while it is attached (a context manager)."""
+    """Sums over the inputs of the Dense maps in `modules` while it is attached (a context manager). A forward whose
+    first batch called each of them once ends, from the second batch on, in EverythingSeen before the last one computes:
+    the output of `down` is a quarter of a block, and nobody reads it."""
 
     def __init__(self, modules: dict[str, nn.Module], want: frozenset[str]) -> None:
         self.modules = {name: module for name, module in modules.items() if isinstance(module, Dense)}
@@ -158,6 +165,8 @@ class Collector:
         self._sites: dict[str, _Site] = {}
         self._alive: dict[Any, tuple[Tensor, _Site]] = {}  # by address and shape; kept, so that none is given out again
         self._hooks: list[Any] = []
+        self._called: list[str] = []  # in this forward
+        self._ends = False
 
     def __enter__(self) -> Collector:
         for name, module in self.modules.items():
@@ -169,6 +178,9 @@ class Collector:
             hook.remove()
 
     def next_batch(self, counted: Tensor | None) -> None:
+        if self.batch == 1:
+            self._ends = bool(self.modules) and sorted(self._called) == sorted(self.modules)
+        self._called.clear()
         self._alive.clear()
         self.counted = counted
         self.batch += 1
@@ -178,6 +190,8 @@ class Collector:
         found: Stats = {}
         for site in {id(site): site for site in self._sites.values()}.values():
             made = site.stats
+            if made.hessian is not None:
+                made.hessian = made.hessian.triu() + made.hessian.triu(1).t()
             for name in ("hessian", "absmean", "mean"):
                 if (total := getattr(made, name)) is not None:
                     setattr(made, name, (total / max(1, made.tokens)).float())
@@ -186,28 +200,32 @@ class Collector:
 
     def _hook(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def before(module: nn.Module, given: tuple[Tensor, ...]) -> None:
-            x = given[0]
-            place = (x.data_ptr(), tuple(x.shape))
-            known = self._alive.get(place)
-            if known is not None:
-                site = known[1]  # seen in this forward: another map of the same tensor
-                if name not in self._sites:
-                    site.names.append(name)
-                    self._sites[name] = site
-                if self._sites[name] is site:
-                    return
-            site = self._sites.setdefault(name, _Site([name]))
-            self._alive[place] = (x, site)
-            self._add(name, site.stats, x)
+            self._see(name, given[0])
+            self._called.append(name)
+            if self._ends and len(self._called) == len(self.modules):
+                raise EverythingSeen
 
         return before
+
+    def _see(self, name: str, x: Tensor) -> None:
+        place = (x.data_ptr(), tuple(x.shape))
+        known = self._alive.get(place)
+        if known is not None:
+            site = known[1]  # seen in this forward: another map of the same tensor
+            if name not in self._sites:
+                site.names.append(name)
+                self._sites[name] = site
+            if self._sites[name] is site:
+                return
+        site = self._sites.setdefault(name, _Site([name]))
+        self._alive[place] = (x, site)
+        self._add(name, site.stats, x)
 
     def _add(self, name: str, stats: InputStats, x: Tensor) -> None:
         x_NI = x.detach().reshape(-1, x.shape[-1]).float()
         if self.counted is not None and self.counted.numel() == len(x_NI):
             x_NI = x_NI[self.counted.reshape(-1)]
-        if not x_NI.isfinite().all():
-            bad = int((~x_NI.isfinite()).sum())
+        if not bool(x_NI.sum().isfinite()) and (bad := int((~x_NI.isfinite()).sum())):
             raise DachengError(
                 f"the inputs of {name} are not finite in batch {self.batch}", field=name, value=f"{bad} values",
                 remedy="the model computes NaN on this text: check its weights, or calibrate in float32",
@@ -215,8 +233,9 @@ class Collector:
         if not len(x_NI):
             return
         stats.tokens += len(x_NI)
+        if "hessian" in self.want:
+            stats.hessian = _add_gram(stats.hessian, x_NI)
         parts = {
-            "hessian": lambda: x_NI.t() @ x_NI,
             "absmean": lambda: x_NI.abs().sum(0, dtype=torch.float64),
             "sqnorm": lambda: x_NI.square().sum(0),
             "mean": lambda: x_NI.sum(0, dtype=torch.float64),
@@ -228,6 +247,16 @@ class Collector:
         if "absmax" in self.want:
             largest = x_NI.abs().amax(0)
             stats.absmax = largest if stats.absmax is None else torch.maximum(stats.absmax, largest)
+
+
+def _add_gram(total: Tensor | None, x_NI: Tensor) -> Tensor:
+    """total + Σ x xᵀ, of which only the upper triangle is right: the lower one is its mirror, and takes no time."""
+    width = x_NI.shape[1]
+    if total is None:
+        total = x_NI.new_zeros(width, width)
+    for i in range(0, width, _STRIP):
+        total[i : i + _STRIP, i:].addmm_(x_NI[:, i : i + _STRIP].t(), x_NI[:, i:])
+    return total
 
 
 def _packed(stats: Stats) -> dict[str, Tensor]:

@@ -27,7 +27,8 @@ def read_choices(path: Path) -> list[Choice]:
     found = []
     try:
         with open(path, encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
+            lines = iter(lambda: file.readline(_LONGEST_LINE + 1), "")
+            for number, line in enumerate(lines, 1):
                 if line.strip():
                     found.append(_choice(line, f"{path}, line {number}"))
     except (OSError, UnicodeDecodeError) as error:
@@ -74,6 +75,10 @@ def answer_choices(model: Any, tokenizer: Any, questions: Sequence[Choice]) -> l
                 ids = tokenizer.encode(question.prompt + choice)
                 new = max(1, len(ids) - len(prompt))  # where the boundary's tokens merge, at least the last one
                 ids = ids[-longest - 1 :]
+                if len(ids) < 2:
+                    raise UsageError("a question and an answer take two tokens or more", field="task",
+                                     value=question.prompt, remedy="ask more of it")  # fmt: skip
+                new = min(new, len(ids) - 1)
                 row = torch.tensor([ids])
                 hidden = model(row[:, :-1], torch.arange(len(ids) - 1)[None], DenseCausal())[0]
                 nats = float(token_nats(model, hidden[-new:], row[0, -new:]).sum())

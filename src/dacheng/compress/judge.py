@@ -3,24 +3,21 @@ for whatever was done between them, and a sentence that says whether it was wort
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from dacheng.errors import DachengError, UsageError
+from dacheng.compress.child import measure_in_child
+from dacheng.errors import UsageError
 from dacheng.evaluate.intervals import Interval, bootstrap_ratio, paired_difference, wilson
 from dacheng.ledger import Ledger
 
 Task = Path | Callable[[Path], Interval]
 """A file of questions (dacheng.compress.choices), or what scores the model in a directory."""
-_TIMEOUT_S = 3600.0
+SPEED_SHARE = 1500  # of the progress: a process that measures speed takes as long as that many scored tokens, about
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,38 +147,80 @@ def judge(
     task: Task | None = None,
     speed: bool = True,
     ledger: Ledger | None = None,
-    tokens: int = 16384,
+    tokens: int = 8192,
     window: int = 512,
     rounds: int = 3,
     kv_dtype: str | None = None,
+    progress: Callable[..., None] | None = None,
 ) -> Comparison:
     """Measures two models (directories or .gguf files), each in processes of its own.
 
     text: UTF-8 (or .gz), scored in stretches of `window` tokens, `tokens` of them at most; None leaves perplexity out.
     task: a file of questions, or a callable from the model's path to its score. speed: prefill of 512 tokens and decode
     of one text, `rounds` times in turn (each process measures once; medians are told). kv_dtype: of the model after.
-    ledger: each measurement becomes an entry. Raises UsageError where there is nothing to measure, and the DachengError
-    that a measurement ended with.
+    ledger: each measurement becomes an entry. progress(completed, total=, text=), as `update` of a stage's Task. Raises
+    UsageError where there is nothing to measure, and the DachengError that a measurement ended with.
     """
     if rounds < 1:
         raise UsageError("must be at least 1", field="rounds", value=rounds, remedy="3 is usual")
-    models = (Path(before), Path(after))
+    models = {"before": Path(before), "after": Path(after)}
+    for model in models.values():
+        disk_bytes(model)  # is it there?
+    check_texts(text, task)
+    kv = {"before": None, "after": kv_dtype}
     what = ["memory", *(["perplexity"] if text is not None else []), *(["task"] if isinstance(task, Path) else [])]
     options = {"tokens": tokens, "window": window, "text": text, "choices": task if isinstance(task, Path) else None}
-    kv = (None, kv_dtype)
-    found = [_in_child(model, what, ledger, options | {"kv_dtype": kv[i]}) for i, model in enumerate(models)]
-    speeds: tuple[list[dict[str, Any]], ...] = ([], [])
-    if speed:
-        for _ in range(rounds):
-            for i, model in enumerate(models):
-                speeds[i].append(_in_child(model, ["speed"], ledger, {"kv_dtype": kv[i]}))
-    measured = [_measured(model, one, many, task) for model, one, many in zip(models, found, speeds)]
-    pair = [one.get("windows") for one in found]
+    rounds = rounds if speed else 0
+    share = tokens if len(what) > 1 else SPEED_SHARE
+    processes = _Processes(ledger or Ledger(None), progress, 2 * (share + rounds * SPEED_SHARE))
+    found = {
+        name: processes.run(name, model, share, options | {"what": what, "kv_dtype": kv[name]})
+        for name, model in models.items()
+    }
+    speeds: dict[str, list[dict[str, Any]]] = {name: [] for name in models}
+    for _ in range(rounds):
+        for name, model in models.items():
+            asked = {"what": ["speed"], "kv_dtype": kv[name]}
+            speeds[name].append(processes.run(name, model, SPEED_SHARE, asked))
+    measured = [_measured(model, found[name], speeds[name], task) for name, model in models.items()]
+    pair = [one.get("windows") for one in found.values()]
     return Comparison(
-        measured[0], measured[1], _perplexity_ratio(*pair), found[0]["threads"],
+        measured[0], measured[1], _perplexity_ratio(*pair), found["before"]["threads"],
         int(sum(pair[0]["tokens"])) if pair[0] else 0,
         task.stem if isinstance(task, Path) else getattr(task, "name", "") if task is not None else "",
     )  # fmt: skip
+
+
+class _Processes:
+    """One after the other, each measuring one model; `progress` hears of them as of one piece of work."""
+
+    def __init__(self, ledger: Ledger, progress: Callable[..., None] | None, total: float) -> None:
+        self.ledger, self.progress, self.total, self.done = ledger, progress, total, 0.0
+
+    def run(self, name: str, model: Path, share: float, options: dict[str, Any]) -> dict[str, Any]:
+        """share: of the total, that this measurement is."""
+
+        def heard(done: int, of: int, what: str) -> None:
+            if self.progress is not None:
+                counted = f" {done} of {of}" if of > 1 else ""
+                self.progress(self.done + share * done / of, total=self.total, text=f"{name}: {what}{counted}")
+
+        heard(0, 1, "+".join(options["what"]))
+        with self.ledger.measure("judge", model=str(model), what="+".join(options["what"])):
+            found = measure_in_child(model, options, heard)
+        self.done += share
+        return found
+
+
+def check_texts(text: Path | None, task: Task | None = None) -> None:
+    """Raises UsageError for a text or a file of questions that can't be read: now, not after minutes of work."""
+    from dacheng.compress.choices import read_choices
+    from dacheng.compress.measure import read_text
+
+    if text is not None:
+        read_text(text)
+    if isinstance(task, Path):
+        read_choices(task)
 
 
 def disk_bytes(path: Path) -> int:
@@ -191,38 +230,6 @@ def disk_bytes(path: Path) -> int:
     if not path.is_dir():
         raise UsageError("there is no such model", field="model", value=str(path), remedy="check the path")
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-
-
-def _in_child(model: Path, what: list[str], ledger: Ledger | None, options: dict[str, Any]) -> dict[str, Any]:
-    given = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
-    command = [
-        sys.executable,
-        "-m",
-        "dacheng.compress.measure",
-        json.dumps({"model": str(model), "what": what} | given),
-    ]
-    ledger = ledger if ledger is not None else Ledger(None)
-    with ledger.measure("judge", model=str(model), what="+".join(what)):
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, env=_environment())
-    lines = done.stdout.strip().splitlines()
-    try:
-        told = json.loads(lines[-1])
-    except (IndexError, ValueError):
-        raise DachengError(f"measuring {model} failed", field="model", value=done.stderr[-500:],
-                           remedy="load it with dacheng generate to see why") from None  # fmt: skip
-    if "error" in told:
-        problem, where, value, remedy = told["error"]
-        raise DachengError(problem, field=where, value=value, remedy=remedy)
-    return told["found"]
-
-
-def _environment() -> dict[str, str]:
-    """The child finds this package where the parent has it, and takes its threads."""
-    import torch
-
-    source = str(Path(__file__).resolve().parents[2])
-    path = os.pathsep.join(part for part in (source, os.environ.get("PYTHONPATH", "")) if part)
-    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(torch.get_num_threads())}
 
 
 def _measured(model: Path, one: dict[str, Any], many: list[dict[str, Any]], task: Task | None) -> Measured:

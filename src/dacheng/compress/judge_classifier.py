@@ -43,12 +43,13 @@ class ClassifierComparison:
 
     def table(self) -> str:
         a, b = self.before, self.after
+        right = max(a.accuracy.estimate, 1e-9)
         rows = [
             ("", "before", "after", "after / before"),
             ("weights on disk", f"{a.disk_bytes / 1e6:.1f} MB", f"{b.disk_bytes / 1e6:.1f} MB",
              f"{b.disk_bytes / a.disk_bytes:.2f}"),
             ("parameters", f"{a.parameters:,}", f"{b.parameters:,}", f"{b.parameters / a.parameters:.2f}"),
-            ("accuracy", _share(a.accuracy), _share(b.accuracy), f"{b.accuracy.estimate / a.accuracy.estimate:.3f}"),
+            ("accuracy", _share(a.accuracy), _share(b.accuracy), f"{b.accuracy.estimate / right:.3f}"),
             ("macro F1", f"{a.macro_f1:.4f}", f"{b.macro_f1:.4f}", f"{b.macro_f1 / max(a.macro_f1, 1e-9):.3f}"),
             ("one text, p50", f"{a.p50_ms:.2f} ms", f"{b.p50_ms:.2f} ms", f"{b.p50_ms / a.p50_ms:.2f}"),
             ("one text, p95", f"{a.p95_ms:.2f} ms", f"{b.p95_ms:.2f} ms", f"{b.p95_ms / a.p95_ms:.2f}"),

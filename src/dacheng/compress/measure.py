@@ -2,7 +2,8 @@
 
     python -m dacheng.compress.measure '{"model": DIR, "what": ["memory", "perplexity", "speed"], "text": FILE}'
 
-prints one JSON object. Memory can't be measured otherwise: what another model left in the process would count too.
+prints one JSON object, after some of {"progress": [done, of, what]}. Memory can't be measured otherwise: what another
+model left in the process would count too.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -32,15 +33,17 @@ def measure(
     what: Sequence[str],
     *,
     text: Path | None = None,
-    tokens: int = 16384,
+    tokens: int = 8192,
     window: int = 512,
     kv_dtype: str | None = None,
     choices: Path | None = None,
+    tell: Callable[[int, int, str], None] = lambda done, of, what: None,
 ) -> dict[str, Any]:
     """`what`: any of "memory", "perplexity", "task", "speed". Weights that are stored packed stay so where the engine
     has kernels for them, as in `dacheng serve`. Returns resident_bytes (the process), model_bytes (its growth while
     the model was loaded and used), executor, notes; windows: nats, tokens and bytes of each; hits: of each question;
-    prefill, decode: tokens a second, median. Raises DachengError naming what cannot be measured."""
+    prefill, decode: tokens a second, median. tell(done, of, what) hears the progress. Raises DachengError naming what
+    cannot be measured."""
     import torch
 
     threads = int(os.environ.get("OMP_NUM_THREADS") or 0) or torch.get_num_threads()
@@ -66,12 +69,20 @@ def measure(
     if "perplexity" in what:
         assert text is not None
         asked = None if kv_dtype is None else engine
-        found["windows"] = window_nats(loaded.model, loaded.tokenizer, read_text(text), tokens, window, asked)
+        found["windows"] = window_nats(
+            loaded.model, loaded.tokenizer, read_text(text), tokens, window, asked,
+            lambda done, of: tell(done, of * (1 + ("task" in what)), "perplexity"),
+        )  # fmt: skip
     if "task" in what:
         assert choices is not None
         from dacheng.compress.choices import answer_choices, read_choices
 
-        found["hits"] = answer_choices(loaded.model, loaded.tokenizer, read_choices(choices))
+        questions, hits = read_choices(choices), []
+        for number, question in enumerate(questions, 1):
+            hits += answer_choices(loaded.model, loaded.tokenizer, [question])
+            first = len(questions) if "perplexity" in what else 0  # both are half of the way then
+            tell(first + number, first + len(questions), "task")
+        found["hits"] = hits
     if "speed" in what:
         longest, new = min(PREFILL, engine.max_context - 1), min(DECODE, engine.max_context // 2)
         found["prefill"] = longest / _generate(engine, longest, 1)[0]
@@ -137,11 +148,17 @@ def _generate(engine: Any, prompt: int, tokens: int) -> list[float]:
 
 
 def window_nats(
-    model: Any, tokenizer: Any, text: str, tokens: int = 16384, window: int = 512, engine: Any = None
+    model: Any,
+    tokenizer: Any,
+    text: str,
+    tokens: int = 8192,
+    window: int = 512,
+    engine: Any = None,
+    tell: Callable[[int, int], None] = lambda done, of: None,
 ) -> dict[str, list[float]]:
     """Nats, tokens and bytes of each stretch of `window` tokens, of `tokens` in all, each read by itself from its first
-    token on. engine: reads them through its cache, so that how keys and values are kept counts. UsageError for a text
-    of fewer than two stretches."""
+    token on. engine: reads them through its cache, so that how keys and values are kept counts. tell(done, of): of the
+    stretches. UsageError for a text of fewer than two stretches."""
     import numpy as np
     import torch
 
@@ -158,7 +175,7 @@ def window_nats(
     lengths = np.asarray(tokenizer.byte_lengths())
     found: dict[str, list[float]] = {"nats": [], "tokens": [], "bytes": []}
     with scoring(model):
-        for part in stretches:
+        for number, part in enumerate(stretches, 1):
             if engine is not None:
                 nats = _scored(engine, part)
             else:
@@ -168,6 +185,7 @@ def window_nats(
             found["nats"].append(nats)
             found["tokens"].append(len(part) - 1)
             found["bytes"].append(float(lengths[np.asarray(part[1:])].sum()))
+            tell(number, len(stretches))
     return found
 
 
@@ -220,8 +238,12 @@ def main() -> int:
     for name in ("model", "text", "choices"):
         if options.get(name) is not None:
             options[name] = Path(options[name])
+
+    def tell(done: int, of: int, what: str) -> None:
+        print(json.dumps({"progress": [done, of, what]}), flush=True)
+
     try:
-        print(json.dumps({"found": measure(**options)}))
+        print(json.dumps({"found": measure(**options, tell=tell)}))
     except DachengError as error:
         print(json.dumps({"error": [error.problem, error.field, str(error.value), error.remedy]}))
         return 1

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dacheng.compress.calibrate import CalibrationBatch, Collector, Stats, check_want
+from dacheng.compress.calibrate import CalibrationBatch, Collector, EverythingSeen, Stats, check_want
 from dacheng.errors import UsageError
 from dacheng.formats.json_files import read_json, write_json
 from dacheng.formats.safetensors_io import read_tensors, write_tensors
@@ -23,6 +24,7 @@ from dacheng.nn.contexts import DenseCausal
 from dacheng.nn.linear import Dense
 
 PROGRESS = "walk.json"
+_SHARE = 0.4  # of a block's time: each of computing its inputs and collecting what is wanted of them, about
 
 
 class Layer:
@@ -36,7 +38,9 @@ class Layer:
         with Collector(self.modules if modules is None else modules, check_want(want)) as collector:
             for number, batch in enumerate(self.walk.batches):
                 collector.next_batch(batch.counted)
-                self.walk.run(self.index, number)
+                with suppress(EverythingSeen):
+                    self.walk.run(self.index, number)
+                self.walk.tell(self.index + (_SHARE if self.index else 0), number)
         return collector.stats()
 
     def outputs(self) -> Iterator[Tensor]:
@@ -62,11 +66,19 @@ class LayerWalk:
 
     folder: hidden states lie there, one file a batch, in place of in memory, and the walk goes on where an earlier one
     of the same model, batches and purpose was stopped: what that one kept is in `kept()`, to be applied first. A folder
-    of another walk is begun anew. Raises UsageError for a model without blocks or no batches.
+    of another walk is begun anew. head: False ends after the last block, whose outputs are not computed then.
+    progress(blocks done), with fractions. Raises UsageError for a model without blocks or no batches.
     """
 
     def __init__(
-        self, model: nn.Module, batches: Iterable[Any], *, folder: Path | None = None, purpose: str = ""
+        self,
+        model: nn.Module,
+        batches: Iterable[Any],
+        *,
+        folder: Path | None = None,
+        purpose: str = "",
+        head: bool = True,
+        progress: Callable[[float], None] | None = None,
     ) -> None:
         self.model: Any = model
         self.batches = [CalibrationBatch.of(batch) for batch in batches]
@@ -77,12 +89,13 @@ class LayerWalk:
             raise UsageError("this model has no blocks to go through", field="model", value=type(model).__name__,
                              remedy="a decoder or an encoder")  # fmt: skip
         self.folder, self.first = folder, 0
+        self.head, self.progress = head, progress
         self._held: list[Tensor] = []
         if folder is not None:
             self._open(folder, purpose)
 
     def __len__(self) -> int:
-        return len(self.model.blocks) + 1
+        return len(self.model.blocks) + self.head
 
     def kept(self) -> list[dict[str, Tensor]]:
         """What earlier attempts kept, block by block, as far as they came."""
@@ -102,8 +115,10 @@ class LayerWalk:
                     block = self.model.blocks[index]
                     prefix = f"blocks.{index}."
                     yield Layer(self, index, block, _dense(block, prefix))
-                    self._store(index + 1, (self.run(index, i) for i in range(len(self.batches))))
-                yield self._head()
+                    if index + 1 < len(self):
+                        self._store(index + 1, self._outputs(index))
+                if self.head:
+                    yield self._head()
         finally:
             self.model.train(training)
 
@@ -121,7 +136,17 @@ class LayerWalk:
             return self._held[number]
         return read_tensors(self._file(index, number))["x"]
 
+    def tell(self, done: float, number: int) -> None:
+        """`done` blocks, and batch `number` of the next step."""
+        if self.progress is not None:
+            self.progress(done + _SHARE * (number + 1) / len(self.batches))
+
     # --- inside -------------------------------------------------------------------------------------------------------
+    def _outputs(self, index: int) -> Iterator[Tensor]:
+        for number in range(len(self.batches)):
+            yield self.run(index, number)
+            self.tell(index + 1, number)
+
     def _head(self) -> Layer:
         return _Head(self, len(self.model.blocks), None, {})
 

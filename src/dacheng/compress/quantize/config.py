@@ -22,8 +22,9 @@ SMALLEST = 32  # outputs of a map below which nothing is won: gates, routers
 @dataclass(frozen=True, slots=True)
 class QuantizeConfig:
     """method: of METHODS. spec: of the integer ones. embedding: of the embedding and the head, None leaves them floats;
-    these are always rounded to nearest. act_order, damp, block: of GPTQ. clip: of AWQ. alpha: of SmoothQuant. double:
-    of NF4's scales. specs: of single maps, in place of `spec` ("blocks.0.mlp.down")."""
+    these are always rounded to nearest. act_order, damp, block: of GPTQ. clip: of AWQ. alpha: of SmoothQuant; inner:
+    it smooths inputs that another map makes as well (of `down`, of `o` where every head has its own values), which the
+    paper leaves. double: of NF4's scales. specs: of single maps, in place of `spec` ("blocks.0.mlp.down")."""
 
     method: str = "gptq"
     spec: QSpec = field(default_factory=QSpec)
@@ -33,6 +34,7 @@ class QuantizeConfig:
     block: int = 128
     clip: bool = True
     alpha: float = ALPHA
+    inner: bool = False
     double: bool = True
     specs: tuple[tuple[str, QSpec], ...] = ()
 
@@ -64,7 +66,7 @@ class QuantizeConfig:
             found["spec"] = str(self.spec)
         if self.embedding is not None:
             found["embedding"] = str(self.embedding)
-        own = {"gptq": ("act_order", "damp"), "awq": ("clip",), "smoothquant": ("alpha",), "nf4": ("double",)}
+        own = {"gptq": ("act_order", "damp"), "awq": ("clip",), "smoothquant": ("alpha", "inner"), "nf4": ("double",)}
         return found | {name: getattr(self, name) for name in own.get(self.method, ())}
 
 

@@ -8,6 +8,7 @@ and ours doesn't.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,9 @@ from torch import Tensor
 from dacheng.compress.hessian import DAMP, TRIES, inverse_factor
 from dacheng.errors import UsageError
 from dacheng.ops.integers import IntTensor, QSpec, round_codes, scales_of
+
+LAZY = 32
+"""Columns that correct each other one by one: few enough that most corrections are made by products of matrices."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,37 +74,44 @@ def gptq(
     scale, zero = scales_of((weight if whole else w).float().view(rows, -1, columns), spec)
     if not whole and not static:  # blocks of whole groups: scales are then taken when all corrections have arrived
         block = columns if columns >= block else block // columns * columns
-    codes = _rounded(
-        w[:, order], inverse.upper, spec, scale, zero, order // columns, block, None if static else columns
-    )
-    back = torch.empty_like(codes)
-    back[:, order] = codes
-    return Solved(IntTensor.of(back, scale, zero, spec), inverse.damp)
+    live = None if static or columns == width else columns
+    codes = torch.empty_like(w)
+    codes[:, order] = _rounded(w[:, order], inverse.upper, spec, scale, zero, order // columns, block, live)
+    return Solved(IntTensor.of(codes, scale, zero, spec), inverse.damp)
 
 
 def _rounded(
     w: Tensor, inverse: Tensor, spec: QSpec, scale: Tensor, zero: Tensor, group_of: Tensor, block: int, live: int | None
 ) -> Tensor:
     """Codes (out, in) of the columns as they stand in w. live: columns of a group whose scales are taken anew, into
-    `scale` and `zero`, when its first column's turn comes; None: they stay."""
-    _rows, width = w.shape
-    groups = group_of.tolist()
-    codes = torch.empty_like(w)
-    live = None if live == width else live
+    `scale` and `zero`, when its first column's turn comes; None: they stay.
+
+    Corrections come three times: to the next few columns one by one, to the rest of the block after these, to the rest
+    of the matrix after the block (the paper's lazy updates, section 3.3, step 2, once more): most of them are products
+    of matrices. A column is a row here, so that it lies in one piece.
+    """
+    groups, top = group_of.tolist(), spec.top
+    lazy = LAZY if live is None else math.gcd(LAZY, live)  # scales are then taken where corrections have arrived
+    w_IO, scale_GO, zero_GO = w.t().contiguous(), scale.t().contiguous(), zero.t().contiguous()
+    width, rows = w_IO.shape
+    codes = torch.empty_like(w_IO)
     for start in range(0, width, block):
         stop = min(start + block, width)
-        part, factor = w[:, start:stop].clone(), inverse[start:stop, start:stop]
-        errors = torch.empty_like(part)
-        for i in range(stop - start):
-            column = part[:, i]
-            g = groups[start + i]
-            if live is not None and (start + i) % live == 0:
-                inside = part[:, i : i + live] if live <= stop - start - i else w[:, start + i : start + i + live]
-                scale[:, g], zero[:, g] = scales_of(inside, spec)
-            code = round_codes(column, scale[:, g], zero[:, g], spec.top)
-            codes[:, start + i] = code
-            error = (column - (code - zero[:, g]) * scale[:, g]) / factor[i, i]
-            part[:, i:] -= error[:, None] * factor[i, i:]
-            errors[:, i] = error
-        w[:, stop:] -= errors @ inverse[start:stop, stop:]
-    return codes
+        errors = torch.empty(stop - start, rows)
+        for first in range(start, stop, lazy):
+            last = min(first + lazy, stop)
+            if live is not None and first % live == 0:
+                g = groups[first]
+                scale_GO[g], zero_GO[g] = scales_of(w_IO[first : first + live].t(), spec)
+            part, factor, made = w_IO[first:last], inverse[first:last, first:last], errors[first - start : last - start]
+            diagonal = factor.diagonal().tolist()
+            for i in range(last - first):
+                g = groups[first + i]
+                code = codes[first + i] = round_codes(part[i], scale_GO[g], zero_GO[g], top)
+                torch.sub(part[i], (code - zero_GO[g]).mul_(scale_GO[g]), out=made[i]).div_(diagonal[i])
+                part[i + 1 :].addr_(factor[i, i + 1 :], made[i], alpha=-1)
+            w_IO[last:stop].addmm_(inverse[first:last, last:stop].t(), made, alpha=-1)
+        w_IO[stop:].addmm_(inverse[start:stop, stop:].t(), errors, alpha=-1)
+    scale.copy_(scale_GO.t())
+    zero.copy_(zero_GO.t())
+    return codes.t()

@@ -49,14 +49,15 @@ def quantize_model(
     batches: Iterable[Any] = (),
     *,
     folder: Path | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[float, int], None] | None = None,
 ) -> Quantized:
     """Quantises the linear maps of a decoder's or encoder's blocks in place, and its embedding and head where the
     config says so.
 
     batches: calibration text (see `calibrate`), needed by gptq, awq and smoothquant. folder: hidden states and finished
-    blocks are kept there, and a call that was stopped goes on. progress(blocks done, blocks). Raises UsageError for a
-    config that does not fit the model and where the text is missing, and what `LayerWalk` and the solvers raise.
+    blocks are kept there, and a call that was stopped goes on. progress(blocks done, blocks), with fractions of a block
+    in between. Raises UsageError for a config that does not fit the model and where the text is missing, and what
+    `LayerWalk` and the solvers raise.
     """
     maps, notes = chosen_maps(model, config)
     found = Quantized(notes=notes)
@@ -65,17 +66,16 @@ def quantize_model(
         if not batches:
             raise UsageError(f"{config.method} needs some text to calibrate with", field="calibration", value=None,
                              remedy="give a text, or take rtn")  # fmt: skip
-        walk = LayerWalk(model, batches, folder=folder, purpose=f"quantize {config}")
+        walk = LayerWalk(model, batches, folder=folder, purpose=f"quantize {config}", head=False,
+                         progress=lambda done: None if progress is None else progress(done, len(walk)))  # fmt: skip
         for index, kept in enumerate(walk.kept()):
             _restore(model, index, kept, found, config)
         for layer in walk:
-            if layer.module is None:
-                continue
             _quantize_block(layer, {name: maps[name] for name in layer.modules if name in maps}, config, found)
             if folder is not None:
                 layer.keep(_kept(layer, found))
             if progress is not None:
-                progress(layer.index + 1, len(walk) - 1)
+                progress(layer.index + 1, len(walk))
     else:
         for number, (name, module) in enumerate(maps.items(), 1):
             _put(module, name, _rounded(module.weight, config, name), found)  # type: ignore[arg-type]
@@ -143,7 +143,9 @@ def _scale_inputs(layer: Layer, stats: Stats, maps: dict[str, nn.Module], config
     prefix, chosen = f"blocks.{layer.index}.", []
     for site in sites_of(layer.module):
         names = [prefix + name for name in site.readers]
-        if not all(name in maps for name in names) or (config.method == "smoothquant" and not site.after_norm):
+        if not all(name in maps for name in names) or (
+            config.method == "smoothquant" and not (site.after_norm or config.inner)
+        ):
             continue
         one, weights = stats[names[0]], [maps[name].weight for name in names]
         if config.method == "awq":
