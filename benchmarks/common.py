@@ -7,6 +7,7 @@ standard library is used here, so that any interpreter can run a worker.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import statistics
@@ -22,6 +23,12 @@ from typing import Any
 from turns import ratios
 
 SAMPLE_S = 0.02
+
+
+def need(module: str, package: str) -> None:
+    """Ends the benchmark at once, with the command that helps, where a library it compares with is not installed."""
+    if importlib.util.find_spec(module) is None:
+        raise SystemExit(f"this needs {package}: {sys.executable} -m pip install {package}")
 
 
 @dataclass

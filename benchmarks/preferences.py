@@ -7,7 +7,7 @@
 The prompts are split in three. On the first part a word-count classifier learns which of two answers is the chosen one;
 on the second the policies learn; on the third they are judged. They start from the model fine-tuned on chosen and
 rejected answers alike, so that it writes both. Answers are sampled at temperature 1, so that mean(log π - log π_ref) of
-them is an unbiased KL(π, π_ref) per answer. One JSON object a run.
+them is an unbiased KL(π, π_ref) per answer. One JSON object a run. Needs scikit-learn (pip install scikit-learn).
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from common import need
 
 MOST = 64  # tokens of a conversation
 ANSWER = 32  # tokens sampled at most
@@ -171,6 +173,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=80, help="held-out pairs")
     parser.add_argument("--prompts", type=int, default=40, help="held-out prompts that are answered")
     args = parser.parse_args()
+    need("sklearn", "scikit-learn")
 
     from dacheng.evaluate.intervals import paired_difference
 

@@ -27,7 +27,7 @@ from dacheng.align.reinforce.training import train_policy
 from dacheng.align.rewards import ExactReward, RewardMix, Sample
 from dacheng.align.rollouts.ask import Ask, Sampling
 from dacheng.align.rollouts.inline import InlineWorker
-from dacheng.align.tools import calculator_turns
+from dacheng.align.tools import ToolsConfig
 from dacheng.data.batches import PackedSource
 from dacheng.data.chats import shards_of
 from dacheng.data.order import permutation
@@ -35,7 +35,7 @@ from dacheng.data.packing import pack
 from dacheng.evaluate.intervals import bootstrap_mean, paired_difference
 from dacheng.train.rng import derive_seed
 
-TURNS = calculator_turns(opening="<", closing="=", before="", after=">")
+TOOLS = ToolsConfig(opening="<", closing="=", before="", after=">")
 HELD_OUT, TAUGHT, MAX_TOKENS, ANSWERS = 200, 3000, 18, 8
 
 
@@ -62,10 +62,10 @@ def one_seed(seed: int, given: argparse.Namespace) -> None:
     tell(given.log, seed, "taught both ways", before, before, {})
     config = ReinforceConfig(
         method="grpo", group=8, prompts_per_step=16, updates_per_rollout=2, epochs=2, lr=2e-4, steps=given.steps,
-        max_tokens=MAX_TOKENS, stop=TURNS.stop, seed=seed, max_batch=128, micro_rows=128, save_every=100_000, warmup=2,
+        max_tokens=MAX_TOKENS, tools=TOOLS, seed=seed, max_batch=128, micro_rows=128, save_every=100_000, warmup=2,
     )  # fmt: skip
     began = time.process_time()
-    done = train_policy(model, tokenizer, train, reward(), scratch(), config, continuation=TURNS)
+    done = train_policy(model, tokenizer, train, reward(), scratch(), config)
     more = {"cpu_s": round(time.process_time() - began, 1), "kl": done.figures.get("objective/kl")}
     tell(given.log, seed, f"GRPO, {given.steps} steps", measured(done.model, tokenizer, held_out, seed), before, more)
 
@@ -96,13 +96,13 @@ def lessons(pairs: list[tuple[int, int]], tokenizer: Any, seed: int) -> PackedSo
 
 def measured(model: Any, tokenizer: Any, prompts: list[Prompt], seed: int) -> dict[str, list[float]]:
     """Of each prompt: right answers of ANSWERS, and the share of them with a call."""
-    sampling = Sampling(max_tokens=MAX_TOKENS, stop=TURNS.stop, max_batch=128)
+    sampling = Sampling(max_tokens=MAX_TOKENS, stop=TOOLS.stop, max_batch=128)
     asks = [
         Ask(f"{i}.{n}", prompt.token_ids, str(i), derive_seed(seed, "held_out", i, n))
         for i, prompt in enumerate(prompts)
         for n in range(ANSWERS)
     ]
-    rollouts = InlineWorker(model, tokenizer, sampling, continuation=TURNS).generate(asks)
+    rollouts = InlineWorker(model, tokenizer, sampling, continuation=TOOLS.turns()).generate(asks)
     of = [prompt for prompt in prompts for _ in range(ANSWERS)]
     judged = reward()([Sample(p.text, response=r.text, meta=p.meta) for r, p in zip(rollouts, of)])
     right = np.array([one.total for one in judged]).reshape(-1, ANSWERS)

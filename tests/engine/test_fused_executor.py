@@ -6,7 +6,7 @@ from engine_fakes import AllLogits
 
 from dacheng.engine import Engine, Request
 from dacheng.engine.executor import Eager
-from dacheng.engine.fused import FusedCPU
+from dacheng.engine.fused import MANY, FusedCPU, FusedFloats
 from dacheng.engine.readings import Embedding, Scoring
 from dacheng.models.decoder import Decoder
 from dacheng.models.traits import DecoderTraits
@@ -74,6 +74,34 @@ def test_steps_of_all_kinds_equal_eager(traits, kv_dtype):
     for one, two in zip(eager[3:], fused[3:]):
         same = next((i for i in range(20) if one.token_ids[i] != two.token_ids[i]), 20)
         assert same >= 5 and two.logprobs[:same] == pytest.approx(one.logprobs[:same], abs=0.2)
+
+
+@pytest.mark.parametrize("traits", [{}, WINDOWED])
+def test_float_steps_equal_eager_whatever_their_size(traits):
+    """Steps of few rows are compiled, those of many the model's own: over one cache, to 1e-5."""
+    if native.library() is None:
+        pytest.skip(f"no compiled kernels: {native.why_not()}")
+    model = Decoder(DecoderTraits(**TRAITS | {"max_positions": 192} | traits))
+    model.init_weights(torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(0, 70, (100,), generator=generator).tolist()
+    found = []
+    for executor in (Eager(model), FusedFloats(model)):
+        engine = Engine(model, max_batch=4, max_tokens_per_step=MANY + 12, executor=executor)
+        requests = [
+            AllLogits(ids[:70]),
+            *(Request(ids[:n], SamplingParams(max_tokens=20, seed=n, logprobs=True)) for n in (64, 33, 9)),
+        ]
+        for request in requests:
+            engine.add(request)
+        while engine.has_work:
+            engine.step()
+        found.append(requests)
+    assert executor.fallbacks == 0
+    eager, fused = found
+    assert torch.allclose(torch.cat(eager[0].logits), torch.cat(fused[0].logits), atol=1e-5)
+    for one, two in zip(eager[1:], fused[1:]):
+        assert one.token_ids == two.token_ids and two.logprobs == pytest.approx(one.logprobs, abs=1e-5)
 
 
 def test_what_it_has_no_kernel_for_is_refused():

@@ -7,10 +7,12 @@ from dataclasses import fields
 import pytest
 import torch
 
+from dacheng.adapt.attach import add_lora
 from dacheng.models.decoder import Decoder
 from dacheng.models.fused import _NEEDED, FusedDecoder, why_not_fused
 from dacheng.models.traits import DecoderTraits
 from dacheng.nn.contexts import DenseCausal
+from dacheng.nn.lora_config import LoRAConfig
 from dacheng.nn.packed import pack_weights, use_exact
 from dacheng.ops import native
 from dacheng.ops.decoder_step import CacheView
@@ -171,6 +173,70 @@ def test_other_models_are_refused_by_name(traits):
     assert why_not_fused(model)
     with pytest.raises(ValueError):
         FusedDecoder(model)
+
+
+def dense_model(**traits):
+    model = Decoder(DecoderTraits(**BASE | {"max_positions": 512} | traits))
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            tensor.copy_(torch.randn(tensor.shape, generator=generator) * (0.15 if tensor.ndim == 2 else 0.3))
+            tensor += tensor.ndim == 1
+    return model.eval()
+
+
+@pytest.mark.parametrize(("case", "threads"), [*((case, 1) for case in CASES), ("llama", 2)])
+def test_over_float_weights_nothing_is_rounded(case, threads):
+    """Every number of rows from one to thirteen; with an adapter in training and without."""
+    model = dense_model(**CASES[case], mlp_width=160)
+    rows = torch.randint(0, 70, (3, 60), generator=torch.Generator().manual_seed(1))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for number in (0, 1):
+            if number:
+                add_lora(model, LoRAConfig(rank=3), generator=torch.Generator().manual_seed(2))
+                for name, parameter in model.named_parameters():
+                    if name.endswith(".b"):
+                        torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(4))
+            fused, pages = FusedDecoder(model, floats=True), Pages(model.traits, 3, 64, 16)
+            assert fused.why_not(number) == ""
+            truth, done = [expected(model, ids) for ids in rows], 0
+            for count in (*range(1, 5), 13):
+                where = torch.arange(done, done + count)
+                texts, done = torch.arange(3).repeat_interleave(count), done + count
+                wanted = torch.arange(0, len(texts), 2)
+                tokens, at = rows[:, where].flatten(), where.repeat(3)
+                logits, hidden = fused.run(tokens, at, texts, pages.view(), wanted, [number] * len(texts))
+                for found, which, kept in ((hidden, 1, slice(None)), (logits, 0, wanted)):
+                    true = torch.cat([own[which][where] for own in truth])[kept]
+                    assert (found - true).norm() < 1e-5 * true.norm()
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_float_weights_are_read_where_they_lie():
+    model, where = dense_model(), torch.arange(40)
+    ids = torch.randint(0, 70, (40,), generator=torch.Generator().manual_seed(1))
+    fused, zeros = FusedDecoder(model, floats=True), torch.zeros_like(where)
+    before, _ = fused.run(ids, where, zeros, Pages(model.traits, 1, 48, 16).view(), where)
+    with torch.no_grad():
+        model.blocks[1].mlp.down.weight.mul_(2.0)
+    after, _ = fused.run(ids, where, zeros, Pages(model.traits, 1, 48, 16).view(), where)
+    assert torch.allclose(after, expected(model, ids)[0], atol=1e-4) and (after - before).abs().max() > 0.1
+    pages = Pages(model.traits, 1, 48, 16)  # a row comes out the same in every batch
+    fused.run(ids[:33], where[:33], zeros[:33], pages.view(), where[:0])
+    alone = [fused.run(ids[i : i + 1], where[i : i + 1], zeros[:1], pages.view(), where[:1])[0] for i in range(33, 40)]
+    assert torch.equal(torch.cat(alone), after[33:])
+
+
+def test_what_is_not_float32_in_rows_is_refused():
+    assert why_not_fused(dense_model(), floats=True) == ""
+    assert "is torch.bfloat16" in why_not_fused(dense_model().bfloat16(), floats=True)
+    assert "is a Packed" in why_not_fused(packed_model(), floats=True)
+    turned = dense_model()
+    turned.blocks[0].attention.q.weight.data = torch.randn(64, 128).t()
+    assert "strides" in why_not_fused(turned, floats=True)
 
 
 def test_floats_and_exact_products_are_refused():

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
+from dacheng.life.expand import load_recipe
+
 PAGES = sorted((Path(__file__).resolve().parents[2] / "docs/guide/alignment").glob("*.md"))
+ROOT = PAGES[0].parents[3]
 NUMBER = re.compile(r"(?<![\w.])[-+]?\d+(?:\.\d+)?(?:e-?\d+)?(?!\w)")
 
 
@@ -42,3 +47,23 @@ def test_what_a_page_shows_is_what_comes_out(page: Path):
 def test_links_lead_somewhere(page: Path):
     for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_recipes_load_with_the_settings_that_a_page_names(page: Path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for line in re.findall(r"^dacheng (?:train|run) (recipes/.*?)\s*(?:#.*)?$", page.read_text(), flags=re.M):
+        recipe, *settings = shlex.split(line)
+        assert load_recipe(recipe, settings).nodes, line
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_data_that_a_page_reads_is_there_or_was_written_before(page: Path):
+    written = set()
+    for command in re.findall(r"^dacheng .*$", page.read_text(), flags=re.M):
+        words = shlex.split(command, comments=True)
+        for before, word in itertools.pairwise(words):
+            for name in re.findall(r"[\w./-]+\.jsonl", word):
+                if before in ("--out", "--export", "--pairs"):
+                    written.add(name)
+                assert name in written or (ROOT / name).is_file(), command

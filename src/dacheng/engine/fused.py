@@ -1,4 +1,4 @@
-"""The compiled executor for packed decoders on a CPU."""
+"""The compiled executors on a CPU: for packed decoders, and for float32 ones."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from dacheng.models.decoder import Decoder
 from dacheng.models.fused import FusedDecoder, default_adapter, why_not_fused
 from dacheng.ops.decoder_step import CacheView
 
+MANY = 32  # rows: from here on a library's products of float32 matrices are as fast (docs/lab-notes/reinforcement.md)
+
 
 class FusedCPU:
     """A whole step in one compiled call that follows the block tables (dacheng.models.fused). Raises ValueError where
@@ -21,18 +23,20 @@ class FusedCPU:
     name = "fused-cpu"
     invariant = True  # see deterministic.py
 
+    _floats = False
+
     def __init__(self, model: Decoder) -> None:
-        self._model, self._step = model, FusedDecoder(model)
+        self._model, self._step = model, FusedDecoder(model, self._floats)
         self._eager = Eager(model)
         self.fallbacks = 0
         windows = [model.traits.layer_window(layer) is not None for layer in range(model.traits.layers)]
         # A layer of each kind: those that see everything have one table a text, those with a window another.
         self._kinds = [windows.index(kind) for kind in (False, True) if kind in windows]
 
-    @staticmethod
-    def why_not(model: Decoder) -> str:
+    @classmethod
+    def why_not(cls, model: Decoder) -> str:
         """Why this model, or this machine, has no fused step; "" when it has one."""
-        return why_not_fused(model)
+        return why_not_fused(model, cls._floats)
 
     @staticmethod
     def supports(cache: KVCache) -> bool:
@@ -48,8 +52,7 @@ class FusedCPU:
         numbers = [chunk.request.adapter_number or default for chunk in plan.chunks for _ in range(chunk.count)]
         if not isinstance(cache, PagedCache) or not self.supports(cache) or not all(map(self.takes, set(numbers))):
             self.fallbacks += 1
-            self._eager.rows = getattr(self._model, "_rows", None)
-            return self._eager.run(plan, cache)
+            return self._by_eager(plan, cache)
         tokens, positions, wanted = flat(plan)
         texts = [i for i, chunk in enumerate(plan.chunks) for _ in range(chunk.count)]
         logits, hidden = self._step.run(
@@ -61,6 +64,10 @@ class FusedCPU:
             numbers,
         )
         return StepResult(logits, self._eager.hidden_sums(plan, hidden))
+
+    def _by_eager(self, plan: StepPlan, cache: KVCache) -> StepResult:
+        self._eager.rows = getattr(self._model, "_rows", None)
+        return self._eager.run(plan, cache)
 
     def _view(self, plan: StepPlan, cache: PagedCache) -> CacheView:
         view: CacheView | None = None
@@ -80,3 +87,20 @@ class FusedCPU:
             )
         assert view is not None
         return view
+
+
+class FusedFloats(FusedCPU):
+    """The same over the float32 weights of a model that may be in training, read where they lie, for steps of few
+    rows: then all that counts is that the weights come by once. Steps of MANY rows are Eager's. Rounds nothing more
+    than Eager does. After a change of the weights `weights_changed` must be called: adapters are laid out as copies."""
+
+    name = "fused-floats"
+    invariant = False  # steps of few rows and of many sum in another order
+    _floats = True
+
+    def weights_changed(self) -> None:
+        """Raises ValueError where the model is one now that `why_not` says something about."""
+        self._step = FusedDecoder(self._model, self._floats)
+
+    def run(self, plan: StepPlan, cache: KVCache) -> StepResult:
+        return self._by_eager(plan, cache) if plan.tokens >= MANY else super().run(plan, cache)

@@ -10,12 +10,14 @@ from torch import Tensor, nn
 from dacheng.models.decoder import Block, Decoder
 from dacheng.models.fused_adapters import FusedAdapters
 from dacheng.nn.attention import Attention
+from dacheng.nn.embedding import Embedding
+from dacheng.nn.linear import Dense
 from dacheng.nn.lora import BASE, LoRA
 from dacheng.nn.mlp import MLP
 from dacheng.nn.norms import RMSNorm
 from dacheng.nn.packed import Packed, PackedEmbedding
 from dacheng.ops.decoder_step import CacheView, DecoderStep, LayerWeights, why_no_step
-from dacheng.ops.packed_linear import PanelMatrix
+from dacheng.ops.packed_linear import PanelMatrix, float_matrix
 
 # What the call computes: each of these traits must have this value. What is not named here is either free (sizes, eps,
 # biases, scales of rotation and embedding) or looked at in `why_not_fused`.
@@ -38,8 +40,9 @@ _NEEDED = {
 _GELU = {"swiglu": False, "geglu_tanh": True}  # activations, and whether that is gelu
 
 
-def why_not_fused(model: Decoder) -> str:
-    """Why this model has no fused step; "" when it has one. Of its adapters each is asked apart."""
+def why_not_fused(model: Decoder, floats: bool = False) -> str:
+    """Why this model has no fused step over packed weights, or over float32 ones; "" when it has one. Of its adapters
+    each is asked apart."""
     t = model.traits
     if t.activation not in _GELU:
         return f"activation is {t.activation!r}"
@@ -49,14 +52,28 @@ def why_not_fused(model: Decoder) -> str:
         if getattr(t, name) != value:
             return f"{name} is {getattr(t, name)!r}"
     for name, module in _multiplied(model):
-        if type(module) not in (Packed, PackedEmbedding):
-            return f"{name} is not packed"
-        assert isinstance(module, Packed | PackedEmbedding)
-        if reason := module.why_exact(torch.empty(0)):
-            return f"{name}: {reason}"
+        if reason := _why_not_floats(module) if floats else _why_not_packed(module):
+            return f"{name}{reason}"
     if {parameter.dtype for parameter in model.parameters()} - {torch.float32}:
         return "its norms are not float32"
     return why_no_step(t.heads, t.n_kv_heads, t.head_size, t.width, t.mlp_size)
+
+
+def _why_not_packed(module: nn.Module) -> str:
+    if type(module) not in (Packed, PackedEmbedding):
+        return " is not packed"
+    assert isinstance(module, Packed | PackedEmbedding)
+    reason = module.why_exact(torch.empty(0))
+    return reason and f": {reason}"
+
+
+def _why_not_floats(module: nn.Module) -> str:
+    if type(module) not in (Dense, Embedding):
+        return f" is a {type(module).__name__}"
+    assert isinstance(module, Dense | Embedding)
+    w = module.weight
+    sound = w.dtype == torch.float32 and w.device.type == "cpu" and w.is_contiguous()
+    return "" if sound else f" is {w.dtype} on {w.device}, strides {w.stride()}"
 
 
 def default_adapter(model: Decoder) -> int:
@@ -82,17 +99,18 @@ def _multiplied(model: Decoder) -> Iterator[tuple[str, nn.Module]]:
 class FusedDecoder:
     """The step of one model: `model(...)` and `model.head(...)` over a cache, in one call. Equal to them up to what the
     order of a sum changes, given the same packed products; a token's numbers are the same to the bit in every batch and
-    chunk. Weights that are replaced later are not seen: make a new one. Raises ValueError where `why_not_fused` says
-    why."""
+    chunk. Weights that are replaced later are not seen: make a new one. floats: of float32 weights, which are read
+    where they lie; adapters in training are taken as they are now, and what they become is not seen either. Raises
+    ValueError where `why_not_fused` says why."""
 
-    def __init__(self, model: Decoder) -> None:
-        reason = why_not_fused(model)
+    def __init__(self, model: Decoder, floats: bool = False) -> None:
+        reason = why_not_fused(model, floats)
         if reason:
             raise ValueError(reason)
         t = model.traits
         head = model.embed if model.lm_head is None else model.lm_head
         self.model = model
-        self._adapters = FusedAdapters(model)
+        self._adapters = FusedAdapters(model, trained=floats)
         self._step = DecoderStep(
             [_layer_weights(block) for block in model.blocks], _gain(model.norm, t.width), _matrix(head),
             heads=t.heads, kv_heads=t.n_kv_heads, head_width=t.head_size, rotated=t.rotated_size,
@@ -156,6 +174,9 @@ def _layer_weights(block: nn.Module) -> LayerWeights:
 
 def _matrix(module: nn.Module) -> PanelMatrix:
     module = _plain(module)
+    if isinstance(module, Dense | Embedding):
+        bias = module.bias if isinstance(module, Dense) else None
+        return float_matrix(module.weight.detach(), None if bias is None else bias.detach())
     assert isinstance(module, Packed | PackedEmbedding)
     return module.matrix(module.bias if isinstance(module, Packed) else None)
 

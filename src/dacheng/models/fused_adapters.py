@@ -28,10 +28,10 @@ class _Known:
 
 class FusedAdapters:
     """By number; each is laid out when it is first asked for, and again when its weights were written to. A model may
-    get its adapters later."""
+    get its adapters later. trained: one in training is taken too, as it is when it is first asked for."""
 
-    def __init__(self, model: Decoder) -> None:
-        self._model = model
+    def __init__(self, model: Decoder, trained: bool = False) -> None:
+        self._model, self._trained = model, trained
         self._known: dict[int, _Known] = {}
 
     def why_not(self, number: int) -> str:
@@ -43,7 +43,7 @@ class FusedAdapters:
             return "there is no such adapter"
         if number not in self._known or not self._known[number].is_current():
             parts = [part for _, part in _parts(self._model, number)]
-            made = _why_not(self._model, number) or _laid_out(self._model, number)
+            made = _why_not(self._model, number, self._trained) or _laid_out(self._model, number)
             self._known[number] = _Known(parts, _state(parts), made)
         found = self._known[number].found
         return found if isinstance(found, str) else ""
@@ -73,13 +73,13 @@ def _state(parts: Sequence[LoRAWeights]) -> int:
     return sum(part.a._version + part.b._version for part in parts)
 
 
-def _why_not(model: Decoder, number: int) -> str:
+def _why_not(model: Decoder, number: int, trained: bool) -> str:
     for name, part in _parts(model, number):
         if not name.startswith("blocks.") or name.rpartition(".")[2] not in MAPS:
             return f"{name} is adapted"
         if part.magnitude is not None:
             return "it is a DoRA adapter"
-        if part.a.requires_grad:
+        if part.a.requires_grad and not trained:
             return "it is in training, and the step has a copy"
         if part.rank > MOST_RANK:
             return f"its rank is over {MOST_RANK}"

@@ -12,6 +12,8 @@ from dacheng.errors import UsageError
 from dacheng.nn.contexts import Context, DenseCausal
 from dacheng.objectives.cross_entropy import IGNORED
 
+FEW_LOGITS = 1 << 17  # half a megabyte of float32
+
 
 def token_logps(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> Tensor:
     """log p(token) under softmax(logits / temperature), in float32.
@@ -111,7 +113,7 @@ def _of_rows(
     if not with_entropy:
         return (logps,)
     if with_entropy == "figure":
-        scaled, log_norm = scaled.detach(), log_norm.detach()
+        return logps, _entropy_figure(scaled.detach(), log_norm.detach())
     return logps, _entropy(scaled, log_norm)
 
 
@@ -123,6 +125,12 @@ def _entropy(scaled: Tensor, log_norm: Tensor) -> Tensor:
     log_p = scaled - log_norm
     p = log_p.exp()
     return -torch.linalg.vecdot(p, log_p.clamp(min=torch.finfo(log_p.dtype).min))  # 0 · -inf would be NaN
+
+
+def _entropy_figure(scaled_NV: Tensor, log_norm_N1: Tensor) -> Tensor:
+    """The same, a few rows at a time: what is made on the way stays in the cache (about a tenth of learning)."""
+    few = max(1, FEW_LOGITS // scaled_NV.shape[-1])
+    return torch.cat([_entropy(*rows) for rows in zip(scaled_NV.split(few), log_norm_N1.split(few))])
 
 
 def _scaled(logits: Tensor, temperature: float) -> Tensor:

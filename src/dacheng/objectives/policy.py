@@ -12,7 +12,7 @@ from dacheng.errors import UsageError
 from dacheng.nn.contexts import DenseCausal
 from dacheng.objectives.base import Metrics, StepContext, Term
 from dacheng.objectives.cross_entropy import IGNORED
-from dacheng.objectives.logps import entropy, model_logps
+from dacheng.objectives.logps import entropy
 from dacheng.objectives.policy_losses import (
     Aggregate,
     KlKind,
@@ -26,6 +26,7 @@ from dacheng.objectives.policy_losses import (
     token_sum,
 )
 from dacheng.objectives.routing import routed_layers, routing_counts, routing_terms
+from dacheng.objectives.shared_prompts import answer_logps
 
 if TYPE_CHECKING:
     from dacheng.data.rollouts import RolloutBatch
@@ -110,7 +111,7 @@ class PolicyGradient:
         c, mask = self.config, batch.mask
         policy = model if self.part is None else getattr(model, self.part)
         targets = _own_targets(batch)
-        logps, entropies = model_logps(
+        logps, entropies = answer_logps(
             policy, batch.tokens, targets, temperature=c.temperature, chunk=c.chunk,
             entropy=True if c.entropy_coef else "figure",
         )  # fmt: skip

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dacheng.ops import native
-from dacheng.ops.block_formats import BY_ID, BlockFormat
+from dacheng.ops.block_formats import BY_ID, FORMATS, BlockFormat
 from dacheng.ops.qtensor import QTensor
 
 COLUMNS = 32  # of a block of x
@@ -28,7 +28,8 @@ _library.define("packed_linear(Tensor x, Tensor panels, Tensor? bias, int format
 
 @dataclass(frozen=True, slots=True)
 class PanelMatrix:
-    """A matrix (out, in) as the kernels take it, and the bias of its product."""
+    """A matrix (out, in) as the kernels take it, and the bias of its product. Of format F32 the panels are the matrix
+    itself, not a copy."""
 
     panels: Tensor
     bias: Tensor | None
@@ -40,6 +41,12 @@ class PanelMatrix:
         """For a call: what it points at must live as long."""
         bias = None if self.bias is None else self.bias.data_ptr()
         return native.Linear(self.panels.data_ptr(), bias, self.format.id, self.out, self.width)
+
+
+def float_matrix(weight: Tensor, bias: Tensor | None) -> PanelMatrix:
+    """A contiguous float32 matrix (out, in) as it is: products with it round nothing. For a whole step
+    (ops.decoder_step); one product by itself is torch's."""
+    return PanelMatrix(weight, bias, FORMATS["F32"], *weight.shape)
 
 
 def why_no_kernel(format: BlockFormat, width: int) -> str:

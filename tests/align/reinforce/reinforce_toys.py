@@ -27,9 +27,10 @@ def tokenizer():
     return train_tokenizer(["ab"], vocab_size=258, min_frequency=1 << 30)
 
 
-def model(seed: int = 0, width: int = 32) -> Decoder:
+def model(seed: int = 0, width: int = 32, heads: int = 1) -> Decoder:
+    """Written with by compiled steps where there are kernels; with heads of 16 by the model itself."""
     traits = DecoderTraits(
-        vocab_size=tokenizer().vocab_size, width=width, layers=2, heads=2, max_positions=64, mlp_width=64
+        vocab_size=tokenizer().vocab_size, width=width, layers=2, heads=heads, max_positions=64, mlp_width=64
     )
     return Decoder(traits).init_weights(torch.Generator().manual_seed(seed))
 

@@ -16,6 +16,7 @@ from dacheng.data.rollouts import Rollout
 from dacheng.errors import DachengError, UsageError
 from dacheng.models.decoder import Decoder
 from dacheng.models.traits import DecoderTraits
+from dacheng.objectives import shared_prompts
 from dacheng.train.callbacks import Callback
 
 METHODS = ("ppo", "grpo", "dr_grpo", "dapo", "rloo", "gspo", "reinforce")
@@ -82,6 +83,19 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, changes, crash):
     # No reward was asked twice: what was journalled before the crash is taken from there.
     asked = [(tmp_path / part / "calls").read_text() for part in ("whole", "cut")]
     assert asked[0] == asked[1]
+
+
+def test_prompts_that_are_computed_once_teach_the_same(tmp_path, monkeypatch):
+    """Two updates of a set, their old log-probabilities and the reference's: weights move to the same place."""
+    found = []
+    for shared in (True, False):
+        monkeypatch.setattr(shared_prompts, "worth_planting", lambda *_, shared=shared: shared)
+        done = run(tmp_path / str(shared), updates_per_rollout=2, steps=2, kl_coef=0.1)
+        found.append(torch.cat([weight.flatten() for weight in done.model.state_dict().values()]))
+    start = torch.cat([weight.flatten() for weight in model().state_dict().values()])
+    assert (found[0] - found[1]).norm() < 2e-3 * (found[1] - start).norm() and not torch.equal(*found)
+    gaps = [line["sampling/sampling_logp_difference/max"] for line in sets(tmp_path / "True")]
+    assert max(gaps) < 2e-5
 
 
 def test_sampler_and_trainer_agree_on_log_probabilities(tmp_path):

@@ -14,6 +14,8 @@ from dacheng.align.reinforce.training import train_policy
 from dacheng.align.rollouts import Ask, InlineWorker, Sampling
 from dacheng.align.rollouts.ask import shares
 from dacheng.align.rollouts.processes import ProcessWorkers
+from dacheng.engine.executor import Eager
+from dacheng.engine.fused import FusedFloats
 from dacheng.errors import DachengError, UsageError
 
 SAMPLING = Sampling(max_tokens=5, max_batch=8)
@@ -55,6 +57,34 @@ def test_new_weights_are_read_without_a_copy():
     assert after[0].logps != before[0].logps
     with pytest.raises(UsageError, match="its own model"):
         worker.update_weights(model(), 2)
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_compiled_steps_write_what_the_model_says(adapted):
+    """The same tokens, log-probabilities within 2e-5 nats; what is trained meanwhile is seen, told or not."""
+    policy = model()
+    if reason := FusedFloats.why_not(policy):
+        pytest.skip(f"no compiled steps: {reason}")
+    if adapted:
+        add_lora(policy, LoRAConfig(rank=2), generator=torch.Generator().manual_seed(1))
+    worker = InlineWorker(policy, tokenizer(), SAMPLING)
+    found = []
+    for change in (0.0, 0.3):
+        with torch.no_grad():
+            for place, weight in enumerate(p for p in policy.parameters() if p.requires_grad):
+                weight += change * torch.randn(weight.shape, generator=torch.Generator().manual_seed(place))
+        eager = InlineWorker(policy, tokenizer(), SAMPLING)
+        eager._engine_for(asks()).executor = Eager(policy)
+        compiled, plain = worker.generate(asks()), eager.generate(asks())
+        assert contents(compiled) == contents(plain)
+        for one, two in zip(compiled, plain):
+            assert one.logps == pytest.approx(two.logps, abs=2e-5)
+        found.append(contents(compiled))
+    assert found[0] != found[1]
+    assert worker._engine is not None and isinstance(worker._engine.executor, FusedFloats)
+    assert worker._engine.executor.fallbacks == 0
+    assert FusedFloats.why_not(model(heads=2))  # and then the model itself writes
+    assert InlineWorker(model(heads=2), tokenizer(), SAMPLING)._executor() is None
 
 
 def test_the_answers_of_a_group_find_their_prompt_computed():
@@ -110,7 +140,7 @@ def test_a_tokenizer_that_does_not_fit_is_refused():
 @pytest.mark.process
 def test_processes_write_the_same_and_a_dead_one_is_replaced(tmp_path):
     policy = model()
-    add_lora(policy, LoRAConfig(rank=2))
+    add_lora(policy, LoRAConfig(rank=2), generator=torch.Generator().manual_seed(1))
     expected = contents(InlineWorker(policy, tokenizer(), SAMPLING).generate(asks()))
     workers = ProcessWorkers(policy, tokenizer(), SAMPLING, 2, tmp_path, answer_s=60)
     try:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 
 import pytest
+import torch
 from reinforce_toys import model, prompts, tokenizer, vowels
 
 from dacheng.align import selection
@@ -13,6 +15,8 @@ from dacheng.align.reinforce.held_out import Measured, measure, pass_at_k, win_r
 from dacheng.align.rewards.base import FunctionReward, RewardMix
 from dacheng.align.rollouts import Sampling
 from dacheng.errors import DachengError
+from dacheng.models.decoder import Decoder
+from dacheng.nn.moe import MoETraits
 from dacheng.train import OptimizerConfig, ScheduleConfig, TrainConfig
 
 SAMPLING = Sampling(max_tokens=6, max_batch=64)
@@ -45,7 +49,7 @@ def test_the_best_of_more_is_better_and_its_distance_is_known():
 def test_learning_the_best_answers_raises_the_reward(tmp_path):
     policy = model()
     before = groups(policy)
-    selection.learn_best(policy, before, tmp_path, config(20), batch_rows=6)
+    selection.learn_best(policy, before, tmp_path, config(40), batch_rows=6)
     assert mean(groups(policy, seed=1)) > mean(before) + 0.1
     with pytest.raises(DachengError, match="good enough"):
         selection.learn_best(policy, before, tmp_path / "none", config(2), threshold=2.0)
@@ -61,6 +65,15 @@ def test_iterative_dpo_raises_the_reward_round_by_round(tmp_path):
     equal = RewardMix([(FunctionReward("one", lambda s: 1.0), 1.0)])
     with pytest.raises(DachengError, match="0 pairs"):
         selection.iterative_dpo(policy, tokenizer(), prompts(), equal, SAMPLING, tmp_path / "x", config(1), rounds=1)
+
+
+def test_pairs_and_lessons_of_a_model_with_experts(tmp_path):
+    moe = MoETraits(experts=4, experts_per_token=2, expert_width=8, balance_loss=0.1, router_z_loss=0.01)
+    policy = Decoder(dataclasses.replace(model().traits, moe=moe)).init_weights(torch.Generator().manual_seed(0))
+    found = groups(policy)
+    selection.learn_best(policy, found, tmp_path / "best", config(1), batch_rows=2)
+    done = selection.learn_pairs(policy, selection.pairs_of(found), tmp_path / "pairs", config(1), batch_pairs=2)
+    assert done.steps == 1
 
 
 def test_pass_at_k_is_the_share_of_all_choices_of_k():
@@ -82,4 +95,7 @@ def test_two_policies_are_compared_on_the_same_draws(tmp_path):
     better.save(tmp_path / "m.json")
     loaded = Measured.load(tmp_path / "m.json")
     assert loaded is not None and loaded.mean_reward().estimate == 2.0 and loaded.texts == before.texts
+    unjudged = Measured(before.prompts, [[1.0], *([[math.nan]] * 11)], before.texts, before.lengths)
+    assert unjudged.mean_reward().estimate == win_rate(unjudged, Measured([""], [[0.0]], [], [])).estimate == 1.0
+    assert math.isnan(unjudged.mean_reward().low) and unjudged.mean_reward().n == 1
     assert better.pass_at(1).estimate == 0.5  # what nobody could judge is not right

@@ -13,8 +13,8 @@ from dacheng.adapt.attach import disabled
 from dacheng.data.rollouts import RolloutBatch
 from dacheng.errors import UsageError
 from dacheng.models.decoder import Decoder
-from dacheng.objectives.logps import model_logps
 from dacheng.objectives.policy import critic_values
+from dacheng.objectives.shared_prompts import answer_logps
 
 
 class Reference:
@@ -44,7 +44,7 @@ class Reference:
 def policy_logps(model: Any, batch: RolloutBatch, temperature: float, rows: int) -> Tensor:
     """log π(target) of each target, (B, T), `rows` answers at a time."""
     return _by_rows(
-        model, batch, rows, lambda part: model_logps(model, part.tokens, part.targets, temperature=temperature)
+        model, batch, rows, lambda part: answer_logps(model, part.tokens, part.targets, temperature=temperature)
     )
 
 

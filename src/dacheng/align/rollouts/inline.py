@@ -11,6 +11,7 @@ from dacheng.align.rollouts.worker import Health
 from dacheng.data.rollouts import Rollout
 from dacheng.engine.blocks import BLOCK
 from dacheng.engine.engine import Engine
+from dacheng.engine.fused import FusedFloats
 from dacheng.engine.request import Request
 from dacheng.errors import DachengError, UsageError
 from dacheng.models.decoder import Decoder
@@ -24,7 +25,8 @@ MAX_TURNS = 8  # continuations of one answer: a model that calls for ever is cut
 
 class InlineWorker:
     """Writes with `model` itself; an adapter that every row goes through is the policy. Asks of one group share what
-    their prompt has computed (the engine's prefix cache).
+    their prompt has computed (the engine's prefix cache). Tokens are written by compiled steps over the float32 weights
+    where the model has those (engine.fused.FusedFloats), else by the model itself.
 
     tokenizer: decodes, and says what ends a text; its EOS is kept as a token of the completion. continuation: for
     answers of several turns, see Continuation; what it puts in is masked out.
@@ -111,9 +113,15 @@ class InlineWorker:
             batch = self.sampling.max_batch
             self._engine = Engine(
                 self.model, self.tokenizer, max_batch=batch, max_context=self._room,
-                max_tokens_per_step=max(512, batch),
+                max_tokens_per_step=max(512, batch), executor=self._executor(),
             )  # fmt: skip
+        elif isinstance(self._engine.executor, FusedFloats):
+            self._engine.executor.weights_changed()  # whoever changed them, and whether or not it was said
         return self._engine
+
+    def _executor(self) -> FusedFloats | None:
+        """None for the model itself."""
+        return None if FusedFloats.why_not(self.model) else FusedFloats(self.model)
 
 
 class _Text:

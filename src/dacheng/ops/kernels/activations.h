@@ -1,4 +1,5 @@
-// The rows that a matrix is multiplied with, rounded to eight bits in blocks of 32: x ~ d * q, q in -127..127.
+// The rows that a matrix is multiplied with: rounded to eight bits in blocks of 32, x ~ d * q, q in -127..127, or, where
+// the weights are float32, as they are.
 #pragma once
 #include "vector.h"
 
@@ -9,6 +10,7 @@ struct Rows {
   int8_t* q;  // (rows, width)
   float* d;   // (rows, width / 32)
   float* s;   // d times the sum of a block's q: what a block's minimum is multiplied with
+  float* f;   // (rows, width): not rounded; null where they are
   int64_t blocks() const { return width / BLOCK; }
 };
 
@@ -42,4 +44,11 @@ static inline void quantize_row(const float* x, const Rows& to, int64_t row) {
   int64_t blocks = to.blocks();
   for (int64_t b = 0; b < blocks; b++)
     quantize_block(x + b * BLOCK, to.q + row * to.width + b * BLOCK, to.d + row * blocks + b, to.s + row * blocks + b);
+}
+
+static inline void put_row(const float* x, const Rows& to, int64_t row) {
+  if (!to.f)
+    quantize_row(x, to, row);
+  else if (x != to.f + row * to.width)
+    memcpy(to.f + row * to.width, x, to.width * sizeof *x);
 }

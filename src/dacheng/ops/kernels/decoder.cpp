@@ -1,6 +1,6 @@
 // One step of a Llama-like decoder (norms before each branch, perhaps behind it too, grouped heads, rotary positions,
-// windows, SwiGLU or GeGLU) over packed weights, as one job: what is computed between two products is shared out by
-// rows, the products by panels.
+// windows, SwiGLU or GeGLU) over packed weights, or float32 ones, as one job: what is computed between two products is
+// shared out by rows, the products by panels.
 #include "attention.h"
 #include "linear.h"
 #include "low_rank.h"
@@ -49,12 +49,13 @@ enum Map { Q, K, V, O, GATE, UP, DOWN, MAPS };
 // Memory of a step, kept from call to call.
 struct Scratch {
   std::vector<int8_t> codes;
-  std::vector<float> scales, q, k, v, attended, gate, up, parts, branch;
+  std::vector<float> scales, floats, q, k, v, attended, gate, up, parts, branch;
   std::vector<int64_t> tiles;  // rows that look at the same keys are taken together: where each tile begins, and the end
 
-  Rows rows(int64_t rows, int64_t width) {
+  // `as_they_are`: where products take them without rounding, or null.
+  Rows rows(int64_t rows, int64_t width, float* as_they_are) {
     int64_t blocks = rows * width / BLOCK;
-    return {rows, width, codes.data(), scales.data(), scales.data() + blocks};
+    return {rows, width, codes.data(), scales.data(), scales.data() + blocks, as_they_are};
   }
 };
 
@@ -131,7 +132,7 @@ struct Pass {
     runs(begin, end, [&](int64_t r, int64_t rows) {
       for (int64_t t = 0; t < rows; t++) {
         rms_norm(step.x + (r + t) * model.width, weight, model.width, model.eps, x.data() + t * model.width);
-        quantize_row(x.data() + t * model.width, to, r + t);
+        put_row(x.data() + t * model.width, to, r + t);
       }
       for (int k = 0; k < count; k++) adapt(layer, Map(first + k), products[k], x.data(), r, rows);
     });
@@ -184,7 +185,7 @@ struct Pass {
     }
   }
 
-  // The parts of each head joined, and the row of all heads rounded.
+  // The parts of each head joined, and the row of all heads as its product takes it.
   void join_rows(const Rows& to, int64_t layer, const Product& o, int64_t begin, int64_t end) const {
     int64_t E = model.head_width, group = model.heads / model.kv_heads, floats = part_floats(E);
     for (int64_t r = begin; r < end; r++) {
@@ -193,7 +194,7 @@ struct Pass {
         int64_t first = (r * model.kv_heads + h / group) * spans * group + h % group;
         join_parts(scratch.parts.data() + first * floats, spans, group * floats, E, out + h * E);
       }
-      quantize_row(out, to, r);
+      put_row(out, to, r);
     }
     const float* x = scratch.attended.data();
     runs(begin, end, [&](int64_t r, int64_t rows) { adapt(layer, O, o, x + r * model.heads * E, r, rows); });
@@ -207,8 +208,13 @@ struct Pass {
         if (model.gelu) s = (g + g * g * g * 0.044715f) * 1.5957691216057308f;
         store(gate + i, g / (exponential(-s) + 1.0f) * load(up + i));
       }
-      quantize_block(gate, to.q + b * BLOCK, to.d + b, to.s + b);
+      if (!to.f) quantize_block(gate, to.q + b * BLOCK, to.d + b, to.s + b);
     }
+  }
+
+  // Rows that a product takes, in `place` where the weights are float32.
+  Rows rows(int64_t n, int64_t width, std::vector<float>& place) const {
+    return scratch.rows(n, width, model.head.format == F32 ? place.data() : nullptr);
   }
 
   void products(Worker& worker, const Product* products, int count, const Rows& x) const {
@@ -226,7 +232,8 @@ struct Pass {
     const Layer& layer = model.layer[i];
     const float* before = i > 0 ? model.layer[i - 1].mlp_post_norm : nullptr;
     int64_t n = step.rows, q_width = model.heads * model.head_width;
-    Rows narrow = scratch.rows(n, model.width), heads = scratch.rows(n, q_width), wide = scratch.rows(n, model.mlp_width);
+    Rows narrow = rows(n, model.width, scratch.floats), heads = rows(n, q_width, scratch.attended);
+    Rows wide = rows(n, model.mlp_width, scratch.gate);
     Product qkv[] = {begin_branch(layer.q, scratch.q.data()), begin_branch(layer.k, scratch.k.data()),
                      begin_branch(layer.v, scratch.v.data())};
     worker.phase(n, 1, [&](int64_t begin, int64_t end) {
@@ -262,12 +269,12 @@ struct Pass {
       add_branch(model.layer[model.layers - 1].mlp_post_norm, begin, end);
       for (int64_t r = begin; r < end; r++) rms_norm(step.x + r * width, model.norm, width, model.eps, step.x + r * width);
     });
-    Rows rows = scratch.rows(step.logit_rows, width);
+    Rows wanted = rows(step.logit_rows, width, scratch.floats);
     worker.phase(step.logit_rows, 4, [&](int64_t begin, int64_t end) {
-      for (int64_t r = begin; r < end; r++) quantize_row(step.x + step.wanted[r] * width, rows, r);
+      for (int64_t r = begin; r < end; r++) put_row(step.x + step.wanted[r] * width, wanted, r);
     });
     Product head = {&model.head, step.logits, model.head.out, false};
-    products(worker, &head, 1, rows);
+    products(worker, &head, 1, wanted);
   }
 };
 
@@ -290,6 +297,7 @@ extern "C" void dacheng_decoder_step(const Decoder* model, const Step* step) {
   if (n * m.heads * spans * part_floats(m.head_width) > MOST_PARTS) span = longest, spans = 1;
   scratch.codes.resize(n * widest);
   scratch.scales.resize(2 * n * widest / BLOCK);
+  scratch.floats.resize(m.head.format == F32 ? n * m.width : 0);
   scratch.q.resize(n * q_width);
   scratch.attended.resize(n * q_width);
   scratch.k.resize(n * kv_width);

@@ -1,4 +1,5 @@
 // The packed product, and its C interface.
+#include "floats.h"
 #include "linear.h"
 #include "pack.h"
 #include "panels.h"
@@ -64,7 +65,12 @@ void multiply(const Product* products, int count, const Rows& x, int64_t begin, 
     for (int i = 0; i < count; i++) {
       int64_t here = panel_count(products[i].w->out);
       int64_t first = begin - before > 0 ? begin - before : 0, last = end - before < here ? end - before : here;
-      if (first < last) multiply_panels(products[i], x, first, last, row, stop);
+      if (first < last && products[i].w->format == F32) {
+        int64_t out = products[i].w->out;
+        multiply_floats(products[i], x, 8 * first, 8 * last < out ? 8 * last : out, row, stop);
+      } else if (first < last) {
+        multiply_panels(products[i], x, first, last, row, stop);
+      }
       before += here;
     }
   }
@@ -90,7 +96,7 @@ void dacheng_linear(const Linear* w, const float* x, int64_t rows, float* y, int
   int64_t blocks = w->in / BLOCK;
   codes.resize(rows * w->in);
   scales.resize(2 * rows * blocks);
-  Rows quantized = {rows, w->in, codes.data(), scales.data(), scales.data() + rows * blocks};
+  Rows quantized = {rows, w->in, codes.data(), scales.data(), scales.data() + rows * blocks, nullptr};
   Product product = {w, y, w->out, false};
   run_job(threads, 2, [&](Worker& worker) {
     worker.phase(rows, 4, [&](int64_t begin, int64_t end) {

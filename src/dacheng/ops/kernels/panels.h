@@ -4,10 +4,8 @@
 //   codes: group g of 4 columns, row r at byte 32 g + 4 r + column; nibbles hold column c low and column c + 16 high.
 // A value is scale * code + minimum. What the GGUF formats hold is kept exactly: only the order changes.
 #pragma once
-#include "activations.h"
+#include "linear.h"
 
-// ggml's ids
-enum Format : int64_t { Q4_0 = 2, Q4_1 = 3, Q5_0 = 6, Q5_1 = 7, Q8_0 = 8, Q4_K = 12, Q5_K = 13, Q6_K = 14, IQ4_NL = 20 };
 enum Minimum { NONE, STORED, MINUS_EIGHT_SCALES };
 
 template <int BITS, bool WIDE, Minimum MINIMUM, int PARTS = 1>
