@@ -56,7 +56,10 @@ def test_interrupted_it_says_how_to_go_on(dacheng, docs):
     for i in range(3000):
         (docs / f"{i:04}.md").write_text(f"# Page {i}\n\n" + f"Sentence {i} about foxes. " * 40)
     words = [sys.executable, "-m", "dacheng.cli", "rag", "index", "docs", "--out", "docs.db"]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a job in the background has none
+    )  # fmt: skip
     wal = docs.parent / "docs.db-wal"
     while process.poll() is None and not (wal.exists() and wal.stat().st_size > 200_000):
         time.sleep(0.005)

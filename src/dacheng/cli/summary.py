@@ -56,7 +56,7 @@ def _to_try(result: LifeResult) -> list[str]:
     if model is not None:
         return [f"dacheng chat --model {model.path}" if _chats(model.path)
                 else f'dacheng generate --model {model.path} --prompt "def main("']  # fmt: skip
-    return [] if reward is None else [f"dacheng align score chats.jsonl --reward-model {reward.path}"]
+    return [] if reward is None else [f"dacheng align score FILE --reward-model {reward.path}"]
 
 
 def _chats(path: Path) -> bool:

@@ -10,7 +10,7 @@ import torch
 from dacheng.align.reinforce.journal import Journal, LineJournal, PreparedSet
 from dacheng.data.batches import IGNORED
 from dacheng.data.rollouts import Rollout, aligned, collate
-from dacheng.errors import DachengError, DamagedFile
+from dacheng.errors import DachengError, DamagedFile, Locked
 
 
 def rollouts() -> list[Rollout]:
@@ -31,6 +31,20 @@ def test_rollouts_come_back_exactly(tmp_path):
     assert 3 in again.rollouts and 5 not in again.rollouts
     with pytest.raises(DachengError, match="already"):
         again.write_rollouts(3, rollouts())
+
+
+def test_what_is_being_written_is_not_cut_off_by_a_second_start(tmp_path):
+    journal = Journal(tmp_path)
+    journal.write_rollouts(3, rollouts())
+    with open(tmp_path / "rollouts.jsonl", "a") as file:
+        file.write('{"set": 4, "id": "half of a set"}\n')
+    before = (tmp_path / "rollouts.jsonl").read_bytes()
+    with pytest.raises(Locked):
+        Journal(tmp_path)
+    assert (tmp_path / "rollouts.jsonl").read_bytes() == before
+    journal.close()
+    Journal(tmp_path).close()
+    assert (tmp_path / "rollouts.jsonl").read_bytes() == before[: before.index(b'{"set": 4')]
 
 
 @pytest.mark.parametrize("torn", [b"", b'{"set": 1, "id"', b'{"set": 1, "id": "x"}\n', b"\xff\xfe\n", b"[]\n", b"{}\n"])

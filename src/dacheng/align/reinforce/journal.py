@@ -21,6 +21,7 @@ from dacheng.errors import DachengError, DamagedFile
 from dacheng.formats.json_files import parse_json, plain
 from dacheng.formats.safetensors_header import read_header
 from dacheng.formats.safetensors_io import read_tensors, sha256_file, write_tensors
+from dacheng.train.lock import OutputLock
 
 ROLLOUTS, REWARDS, SETS = "rollouts.jsonl", "rewards.jsonl", "sets"
 MAX_LINE_BYTES = 16 << 20
@@ -110,10 +111,21 @@ class PreparedSet:
 
 
 class Journal:
-    """The files of a run under `folder`."""
+    """The files of a run under `folder`, which is its own until `close`: what another process was writing would look
+    like what a killed one left, and be cut off. Raises Locked where another has it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._lock = OutputLock(folder)
+        self._lock.__enter__()
+        try:
+            self._open()
+        except BaseException:
+            self._lock.__exit__(None, None, None)
+            raise
+
+    def _open(self) -> None:
+        folder = self.folder
         self.rollouts, self.rewards = LineJournal(folder / ROLLOUTS), LineJournal(folder / REWARDS)
         (folder / SETS).mkdir(parents=True, exist_ok=True)
 
@@ -157,3 +169,4 @@ class Journal:
     def close(self) -> None:
         self.rollouts.close()
         self.rewards.close()
+        self._lock.__exit__(None, None, None)

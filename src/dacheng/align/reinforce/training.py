@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -95,19 +96,18 @@ def train_policy(
     trained, adapter, base = prepared(model, config, reference)
     made = worker if worker is not None else _worker(policy_of(trained), tokenizer, config, out, continuation)
     last = None if config.steps is None else (config.steps - 1) // config.updates_per_rollout
-    source = RolloutSource(
-        prompts, made, reward, config, out / ROLLOUTS, pad_id=tokenizer.pad_id, reference=base, last_set=last
-    )
-    mixed = source if text is None else WithText(source, text)
-    log = RolloutLog(source, config.patience)
-    trainer = Trainer(
-        trained, phases(trained, config, with_text=text is not None), mixed, [log, *callbacks], config.trainer(), out,
-        ledger=ledger,
-    )  # fmt: skip
-    try:
+    with closing(made), ExitStack() as opened:
+        source = RolloutSource(
+            prompts, made, reward, config, out / ROLLOUTS, pad_id=tokenizer.pad_id, reference=base, last_set=last
+        )
+        opened.callback(source.close)
+        mixed = source if text is None else WithText(source, text)
+        log = RolloutLog(source, config.patience)
+        trainer = Trainer(
+            trained, phases(trained, config, with_text=text is not None), mixed, [log, *callbacks], config.trainer(),
+            out, ledger=ledger,
+        )  # fmt: skip
         done = trainer.fit()
-    finally:
-        source.close()
     sets = -(-done.steps // config.updates_per_rollout)
     seen = source.current if source.current is not None or not sets else source.journal.load(sets - 1)
     figures = {} if seen is None else seen.figures  # a run that was finished before has read none
