@@ -42,6 +42,16 @@ def test_few_lines_and_no_invented_mfu(tmp_path):
     assert "MFU" not in out.getvalue()
 
 
+def test_a_run_that_the_clock_ends_says_how_long_it_has(tmp_path):
+    out = io.StringIO()
+    make(tmp_path, [Progress(out, every_s=0.0)], steps=10**6, max_minutes=0.02).fit()
+    lines = out.getvalue().splitlines()
+    assert "1 s at most" in lines
+    steps = [line for line in lines if line.startswith("step ")]
+    assert steps and all("/" not in line.split()[1] for line in steps)
+    assert {line.split()[-3] + line.split()[-2] for line in steps} <= {"0s", "1s"}
+
+
 def test_a_bar_on_a_terminal(tmp_path):
     out = Terminal()
     make(tmp_path, [Progress(out)]).fit()

@@ -17,7 +17,7 @@ _SMOOTHING = 0.9  # of the exponential mean of speed and loss: about ten steps
 
 
 class Progress(Callback):
-    """step/total, loss, learning rate, tokens/s, MFU and time left.
+    """step/total, loss, learning rate, tokens/s, MFU and time left (of the steps, or of max_minutes if less).
 
     MFU is the share of this machine's measured matmul peak (dacheng.machine) in the computing format; it is left out
     when the machine was not measured or the model has no FLOP formula. file: where to write; a bar only on a terminal.
@@ -32,13 +32,17 @@ class Progress(Callback):
         self._loss: float | None = None
         self._seconds: float | None = None  # of a step, smoothed
         self._peak_flops: float | None = None
+        self._clock_left: float | None = None  # seconds that max_minutes leaves
 
     def on_start(self, trainer: Trainer) -> None:
         self._peak_flops = _peak_flops(trainer)
+        self._note_clock(trainer)
         if trainer.resumed_from is not None:
             self._print(f"going on from step {trainer.resumed_from}")
         for line in trainer.budget.basis:
             self._print(line)
+        if self._clock_left is not None:
+            self._print(f"{_clock(self._clock_left)} at most")
         if self.file.isatty():
             self._start_bar(trainer)
 
@@ -55,13 +59,26 @@ class Progress(Callback):
     def on_step_end(self, trainer: Trainer, report: StepReport) -> None:
         self._loss = _smooth(self._loss, report.loss)
         self._seconds = _smooth(self._seconds, report.seconds)
+        self._note_clock(trainer)
         if self._bar is not None:
             self._bar.update(self._task, completed=report.step, description=self.describe(report))
             return
         now = time.monotonic()
         if now - self._printed >= self.every_s or report.step == report.total_steps:
             self._printed = now
-            self._print(f"step {report.step}/{report.total_steps}  {self.describe(report)}")
+            of = "" if self._clock_decides(report) else f"/{report.total_steps}"
+            self._print(f"step {report.step}{of}  {self.describe(report)}")
+
+    def _note_clock(self, trainer: Trainer) -> None:
+        limit = trainer.config.max_minutes
+        self._clock_left = None if limit is None else 60 * limit - trainer.state.wall_s
+
+    def _steps_left_s(self, report: StepReport) -> float:
+        return (self._seconds or report.seconds) * (report.total_steps - report.step)
+
+    def _clock_decides(self, report: StepReport) -> bool:
+        """Whether the wall clock ends the run before its last step."""
+        return self._clock_left is not None and self._clock_left < self._steps_left_s(report)
 
     def describe(self, report: StepReport) -> str:
         """The figures of a step in one line."""
@@ -73,7 +90,8 @@ class Progress(Callback):
             parts.append(f"{report.tokens / seconds:,.0f} tok/s")
         if self._peak_flops and report.flops and seconds > 0:
             parts.append(f"MFU {100 * report.flops / seconds / self._peak_flops:.0f}%")
-        parts.append(f"{_clock(seconds * (report.total_steps - report.step))} left")
+        left = self._steps_left_s(report)
+        parts.append(f"{_clock(left if self._clock_left is None else min(left, self._clock_left))} left")
         return "  ".join(parts)
 
     def on_evaluate(self, trainer: Trainer, metrics: dict[str, float]) -> None:
