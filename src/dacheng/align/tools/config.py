@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from dacheng.align.tools.calculator import Calculator
-from dacheng.align.tools.turns import ToolTurns
+from dacheng.align.tools.turns import CallMarks, ToolTurns
 from dacheng.errors import UsageError
 from dacheng.protocols import Tool
 from dacheng.recipes import nearest, resolve_object
@@ -15,17 +15,12 @@ KNOWN: dict[str, type[Any]] = {"calculator": Calculator}
 
 
 @dataclass(frozen=True, kw_only=True)
-class ToolsConfig:
+class ToolsConfig(CallMarks):
     """use: names of KNOWN, or "my_package.module:MyTool" (a protocols.Tool, or a class that makes one without being
     told anything). opening, closing, before, after, json_calls: see ToolTurns. Raises UsageError for values that make
     no calls."""
 
     use: tuple[str, ...] = ("calculator",)
-    opening: str = "<calc>"
-    closing: str = "</calc>"
-    before: str = "<result>"
-    after: str = "</result>"
-    json_calls: bool = False
 
     def __post_init__(self) -> None:
         if not self.use:
@@ -42,11 +37,6 @@ class ToolsConfig:
         if len(self.use) > 1 and not self.json_calls:
             raise UsageError("a call by its text alone does not say which tool", field="json_calls", value=False,
                              remedy="json_calls: true, or one tool")  # fmt: skip
-
-    @property
-    def stop(self) -> tuple[str, ...]:
-        """What sampling has to stop at."""
-        return (self.closing,)
 
     def turns(self) -> ToolTurns:
         """What a rollout worker goes on with. Raises UsageError for what is no tool, or not one of a single argument

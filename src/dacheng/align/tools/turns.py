@@ -19,7 +19,23 @@ MAX_RESULT = 400
 
 
 @dataclass(frozen=True, kw_only=True)
-class ToolTurns:
+class CallMarks:
+    """Between which marks a call and its result stand, and whether a call is JSON: see ToolTurns."""
+
+    opening: str = "<calc>"
+    closing: str = "</calc>"
+    before: str = "<result>"
+    after: str = "</result>"
+    json_calls: bool = False
+
+    @property
+    def stop(self) -> tuple[str, ...]:
+        """What sampling has to stop at."""
+        return (self.closing,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToolTurns(CallMarks):
     """Between `opening` and `closing` the model writes a call; behind it stands `before` + the result + `after`.
 
     One tool with one argument is called by that argument's text: "<calc>12 * 7</calc><result>84</result>". With
@@ -30,11 +46,6 @@ class ToolTurns:
     """
 
     tools: Sequence[Tool]
-    opening: str = "<calc>"
-    closing: str = "</calc>"
-    before: str = "<result>"
-    after: str = "</result>"
-    json_calls: bool = False
 
     def __post_init__(self) -> None:
         names = [tool.name for tool in self.tools]
@@ -46,11 +57,6 @@ class ToolTurns:
                 "a call by its text alone is of one tool with one argument", field="tools", value=names,
                 remedy="json_calls: true",
             )  # fmt: skip
-
-    @property
-    def stop(self) -> tuple[str, ...]:
-        """What sampling has to stop at."""
-        return (self.closing,)
 
     def __call__(self, text: str) -> str | None:
         """What to put behind `text`, which the model has just stopped writing; "" where it stopped at a mark that ends

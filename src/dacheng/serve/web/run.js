@@ -49,7 +49,7 @@ const heard = {
     Object.assign(state, { stage: "after", running: false });
   },
   verdict: (e) => { state.verdict = e; state.stage = "ready"; state.running = false; },
-  ready: (e) => { state.stage = "ready"; state.url = e.url; state.served = e.served; },
+  ready: (e) => { state.stage = "ready"; state.url = e.url; },
   failed: (e) => { state.failed = e; state.running = false; },
 };
 
