@@ -79,6 +79,7 @@ def opened(args: argparse.Namespace) -> tuple[Any, list[int], Exam]:
     from dacheng.formats.model_directory import load_model
 
     loaded = load_model(find_model(args.model), dtype="float32")
+    assert loaded.tokenizer is not None
     ids = loaded.tokenizer.encode(read_text(args.text))
     cut = int(len(ids) * 0.6)
     return loaded.model, ids[:cut], Exam(ids[cut:], args.rows)
@@ -115,7 +116,7 @@ def layers(args: argparse.Namespace) -> None:
     depth = model.traits.layers
     for count in args.drop:
         keep = keep_layers(influence, count)
-        gone = sorted(set(range(depth)) - set(keep.layers))
+        gone = sorted(set(range(depth)) - set(keep.layers or ()))
         exam.judge(shrink(model, keep), order="block influence", dropped=gone)
         for seed in range(args.seeds):
             drawn = [i for i in range(depth) if i not in args.spare]

@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any
 
 WINDOW = 512
-INTEGERS = ("4", "3", "4g64", "3g64", "3g192", "4a")
+INTEGERS = ("4", "3", "4g64", "3g64", "3g192", "4a", "3a", "3g64a")
 VARIANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
-    f"{method}{name}": (method, "4-channel-asym" if name == "4a" else name, {})
+    f"{method}{name}": (method, name, {})
     for name in INTEGERS for method in ("rtn", "gptq", "awq")
 } | {
     "rtn8": ("rtn", "8", {}), "nf4": ("nf4", "4", {}), "fp8": ("fp8", "8", {}),
@@ -41,7 +41,7 @@ VARIANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
 def variant(name: str, seed: int, args: argparse.Namespace, text: str) -> dict[str, Any]:
     """What was made (megabytes, notes, seconds, the largest errors), and the nats of each stretch."""
     from dacheng.compress.calibrate import calibration_batches
-    from dacheng.compress.measure import window_nats
+    from dacheng.compress.measure import first_tokens, window_nats
     from dacheng.compress.quantize.config import QuantizeConfig
     from dacheng.compress.quantize.model import quantize_model
     from dacheng.compress.quantize.smoothquant import round_inputs
@@ -64,7 +64,8 @@ def variant(name: str, seed: int, args: argparse.Namespace, text: str) -> dict[s
         }  # fmt: skip
     if name.startswith("w8a8"):
         round_inputs(model)
-    return found | {"windows": window_nats(model, loaded.tokenizer, text, args.tokens, WINDOW)}
+    scored, _ = first_tokens(loaded.tokenizer, text, args.tokens)
+    return found | {"windows": window_nats(model, loaded.tokenizer, scored, WINDOW)}
 
 
 def looks_at_text(name: str) -> bool:

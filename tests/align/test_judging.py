@@ -11,6 +11,7 @@ from dacheng.align.judging import (
     Asker,
     Pair,
     Principle,
+    RememberedModel,
     Verdict,
     compare,
     figures,
@@ -23,7 +24,7 @@ from dacheng.align.judging import (
 from dacheng.align.rewards import JudgeReward, RewardMix, Sample, reward_from_config
 from dacheng.data.pair_layouts import Comparison, read_preference
 from dacheng.errors import DachengError, UsageError
-from dacheng.protocols import Completion, ScriptedModel
+from dacheng.protocols import Completion, SamplingParams, ScriptedModel
 
 
 class Answers:
@@ -238,7 +239,7 @@ def test_the_command_line(tmp_path, monkeypatch, capsys):
     from dacheng.cli import align_judging
     from dacheng.cli.main import main
 
-    monkeypatch.setattr(align_judging, "_asker", lambda *_: Asker(model=Answers(prefers)))
+    monkeypatch.setattr(align_judging, "_asker", lambda *_, **__: Asker(model=Answers(prefers)))
     file, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     rows = [{"prompt": p.prompt, "chosen": p.one, "rejected": p.other} for p in PAIRS]
     calls = {"role": "assistant", "content": "", "tool_calls": [{"name": "now", "arguments": {}}]}
@@ -258,9 +259,51 @@ def test_the_command_line(tmp_path, monkeypatch, capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["judge"]["n"] == 3 and found["agreement"] is None  # three pairs, and the file prefers none
 
-    monkeypatch.setattr(align_judging, "_asker", lambda *_: Asker(model=Answers(lambda text: str(len(text)))))
+    monkeypatch.setattr(align_judging, "_asker", lambda *_, **__: Asker(model=Answers(lambda text: str(len(text)))))
     file.write_text('{"prompt": "Q1"}\n{"messages": [{"role": "user", "content": "Q2"}]}\nnothing\n')
     assert main(["align", "revise", str(file), "--model", "m", "--out", str(out), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["prompts"], found["written"]) == (2, 2) and sum(found["drops"]["dropped"].values()) == 1
     assert json.loads(out.read_text().splitlines()[1])["messages"][0] == {"role": "user", "content": "Q2"}
+
+
+GREEDY = SamplingParams(max_tokens=4, temperature=0.0)
+
+
+def test_what_was_answered_is_not_asked_again(tmp_path):
+    class Killed(Answers):
+        """Answers two batches and no more."""
+
+        def generate(self, prompts, params):
+            if len(self.prompts) >= 64:
+                raise KeyboardInterrupt
+            return super().generate(prompts, params)
+
+    file, heard = tmp_path / "a" / "asked.jsonl", []
+    questions = [f"question {i % 90}" for i in range(100)]  # ten of them twice
+    first = Killed(str.upper)
+    with pytest.raises(KeyboardInterrupt):
+        RememberedModel(first, file, "m").generate(questions, GREEDY)
+    with open(file, "ab") as torn:
+        torn.write(b'{"asked": "')
+    again = Answers(str.upper)
+    model = RememberedModel(again, file, "m", lambda done, of: heard.append((done, of)))
+    said = model.generate(questions, GREEDY)
+    assert [one.text for one in said] == [question.upper() for question in questions]
+    assert again.prompts == [f"question {i}" for i in range(64, 90)] and heard == [(74, 100), (100, 100)]
+    assert len(RememberedModel(again, file, "m").generate(questions, GREEDY)) == 100 and len(again.prompts) == 26
+    RememberedModel(again, file, "another").generate(questions[:3], GREEDY)
+    RememberedModel(again, file, "m").generate(questions[:1], SamplingParams(max_tokens=5, temperature=0.0))
+    assert again.prompts[26:] == ["question 0", "question 1", "question 2", "question 0"]  # other weights, other limit
+    with pytest.raises(UsageError, match="drawn"):
+        model.generate(["?"], SamplingParams(temperature=1.0))
+
+
+def test_log_probabilities_are_remembered(tmp_path):
+    class Sure(Answers):
+        def generate(self, prompts, params):
+            return [Completion([], text="A", finish_reason="stop", top_logprobs=[[(7, -0.25), (9, -1.5)]])]
+
+    first = RememberedModel(Sure(None), tmp_path / "asked.jsonl", "m").generate([[1, 2]], GREEDY)
+    assert RememberedModel(Answers(None), tmp_path / "asked.jsonl", "m").generate([[1, 2]], GREEDY) == first
+    assert first[0].top_logprobs == [[(7, -0.25), (9, -1.5)]]

@@ -124,6 +124,10 @@ def test_a_full_disk_loses_nothing_that_is_done(tmp_path, monkeypatch):
     assert refusal.value.field == "disk"
     monkeypatch.undo()
     steps: list[int] = []
+    (tmp_path / "block-0000.safetensors").rename(tmp_path / "elsewhere")
+    with pytest.raises(DachengError, match="what was made of a block is gone"):
+        calibrate(model, batches, folder=tmp_path)
+    (tmp_path / "elsewhere").rename(tmp_path / "block-0000.safetensors")
     calibrate(model, batches, folder=tmp_path, progress=lambda done, of: steps.append(done))
     assert steps[0] == 2
 

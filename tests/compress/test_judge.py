@@ -13,7 +13,7 @@ from compress_toys import some_text, toy_directory
 
 from dacheng.compress.choices import answer_choices, read_choices
 from dacheng.compress.judge import Comparison, Measured, disk_bytes, judge
-from dacheng.compress.measure import measure, read_text
+from dacheng.compress.measure import first_tokens, measure, read_text
 from dacheng.errors import DachengError, UsageError
 from dacheng.evaluate.intervals import Interval
 from dacheng.evaluate.perplexity import evaluate_text
@@ -82,6 +82,33 @@ def test_progress_is_told_and_no_process_is_left(folder, monkeypatch):
     ]
     assert [share for share, _ in heard] == pytest.approx([0.0, 0.05, 0.1, 0.15])
     assert len(begun) == 1 and begun[0].returncode is not None  # waited for
+
+
+def test_as_many_tokens_as_were_asked_for_and_the_same_part_of_a_text(folder):
+    class Words:
+        """A token for each `width` characters."""
+
+        def __init__(self, width: int) -> None:
+            self.width = width
+
+        def encode(self, text: str) -> list[int]:
+            return [0] * (len(text) // self.width)
+
+        def byte_lengths(self) -> list[int]:
+            return [self.width]
+
+    text = "x" * 10_000
+    assert first_tokens(Words(30), text, 100) == ([0] * 100, 3000)  # 30 characters a token: more than was read at first
+    assert first_tokens(Words(30), text, 1000) == ([0] * 333, 9990)  # all that there is
+    assert first_tokens(Words(7), text, 100, text_bytes=3000) == ([0] * 429, 3003)  # the first to reach it
+    assert first_tokens(Words(30), text, 5, text_bytes=3000) == ([0] * 100, 3000)
+    assert first_tokens(Words(30), "", 5) == ([], 0.0)
+    loaded = load_model(folder / "before")
+    text = (folder / "text.txt").read_text()
+    ids, covered = first_tokens(loaded.tokenizer, text, 90)
+    assert text.encode().startswith(loaded.tokenizer.decode(ids).encode())
+    assert covered == len(loaded.tokenizer.decode(ids).encode())
+    assert first_tokens(loaded.tokenizer, text, 7, covered) == (ids, covered)
 
 
 def test_speed_and_memory_of_one_process(folder):

@@ -63,6 +63,19 @@ def test_the_command_and_what_it_leaves(folder, capsys):
     assert "compressed already" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("option", "value", "field"), [
+    ("--bits", "99", "bits"), ("--group", "²", "group"), ("--group", "0", "group"), ("--embedding", "9", "bits"),
+    ("--text", "nowhere.txt", "text"),
+])  # fmt: skip
+def test_what_can_not_be_is_refused_before_a_model_is_read(folder, capsys, monkeypatch, option, value, field):
+    from dacheng.stages import compressing
+
+    monkeypatch.setattr(compressing, "open_model", None)
+    out = folder / f"refused-{option}-{value}"
+    assert main(["compress", "quantize", str(folder / "model"), "--out", str(out), option, value]) == 2
+    assert field in capsys.readouterr().err
+
+
 def test_stopped_while_judging_it_is_not_made_again(folder, capsys, monkeypatch):
     from dacheng.compress import judge
     from dacheng.compress.quantize import model

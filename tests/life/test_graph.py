@@ -113,6 +113,7 @@ def test_fingerprints_follow_configuration_parents_code_and_externals(tmp_path, 
     toys.Outside.path.write_text("1")
     first = keys()
     assert keys() == first
+    assert keys("b.threads=2") == first  # decides no result
     changed = keys("b.value=2")
     assert changed["a"] == first["a"] and changed["b"] != first["b"] and changed["c"] == first["c"]
     changed = keys("a.value=2")

@@ -157,6 +157,7 @@ def test_the_resolved_recipe_and_the_ledger_are_written(tmp_path):
         "fail": False,
         "interrupt": False,
         "labels": {},
+        "threads": 1,
     }
     assert result.totals["tokens"] == 40 and result.totals["entries"] == 4
     assert sum(stage.artifact.totals["wall_s"] for stage in result.stages) == pytest.approx(result.totals["wall_s"])

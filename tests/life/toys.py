@@ -25,6 +25,7 @@ class Toy:
         fail: bool = False
         interrupt: bool = False
         labels: dict[str, str] = field(default_factory=dict)
+        threads: int = field(default=1, metadata={"free": True})
 
     @classmethod
     def run(cls, config, inputs, out: Path, context) -> Artifact:

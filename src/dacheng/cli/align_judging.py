@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from dacheng.errors import UsageError
 if TYPE_CHECKING:
     from dacheng.align.judging import Asker, Pair
     from dacheng.records import Drops
+    from dacheng.stages.base import Task
 
 
 def judge(
@@ -38,7 +40,8 @@ def judge(
     model
         The judge: a directory, a name from history, or the URL of a server with OpenAI's API.
     out
-        Where the judge's preferences go, as JSON lines for dacheng align prefer.
+        Where the judge's preferences go, as JSON lines for dacheng align prefer. OUT.asked.jsonl keeps each answer as
+        it comes, so that the same command goes on from an interrupted one.
     comparison
         The end of the question "Which response …".
     margin
@@ -53,7 +56,7 @@ def judge(
         One JSON document on stdout.
     """
     from dacheng.align.judging import compare, figures, preference_records, write_records
-    from dacheng.cli.console import print_json, use_threads
+    from dacheng.cli.console import print_json, reporter, use_threads
     from dacheng.evaluate.intervals import wilson
     from dacheng.records import Drops
 
@@ -61,7 +64,8 @@ def judge(
     drops = Drops()
     asked = _pairs(files, drops)[:limit]
     pairs = [pair for pair, _ in asked]
-    verdicts = compare(_asker(model, api_key_file), pairs, comparison=comparison)
+    with reporter().task(f"asking about {len(pairs)} pairs, both ways round") as task:
+        verdicts = compare(_asker(model, api_key_file, out=out, heard=_heard(task)), pairs, comparison=comparison)
     found = figures(pairs, verdicts, margin)
     known = [v.probability for v, (_, said) in zip(verdicts, asked) if said]
     decided = [p for p in known if p is not None and p != 0.5]
@@ -108,7 +112,8 @@ def revise(
     model
         A directory, a name from history, or the URL of a server with OpenAI's API.
     out
-        The revisions as conversations, for dacheng train recipes/align/sft.yaml sft.data=[OUT].
+        The revisions as conversations, for dacheng train recipes/align/sft.yaml sft.data=[OUT]. OUT.asked.jsonl keeps
+        each answer as it comes, so that the same command goes on from an interrupted one.
     pairs
         The last revision over the first answer, for dacheng align prefer.
     principles
@@ -127,7 +132,7 @@ def revise(
     from dacheng.align.judging import PRINCIPLES, read_principles, write_records
     from dacheng.align.judging import revise as revised
     from dacheng.align.reinforce.prompts import PromptSpec
-    from dacheng.cli.console import print_json, use_threads
+    from dacheng.cli.console import print_json, reporter, use_threads
     from dacheng.data.sources import open_source
     from dacheng.records import Drops
 
@@ -141,9 +146,9 @@ def revise(
         raise UsageError("there is no prompt", field="FILE", value=str(file),
                          remedy='lines of {"prompt": text} or {"messages": [...]}')  # fmt: skip
     held_to = PRINCIPLES if principles is None else read_principles(principles)
-    made, drops = revised(
-        _asker(model, api_key_file, max_tokens), prompts, principles=held_to, rounds=rounds, seed=seed
-    )
+    with reporter().task(f"answers to {len(prompts)} prompts, critiques, revisions") as task:
+        asker = _asker(model, api_key_file, max_tokens, out, _heard(task))
+        made, drops = revised(asker, prompts, principles=held_to, rounds=rounds, seed=seed)
     written = write_records(out, [one.sft_record() for one in made])
     if pairs is not None:
         write_records(pairs, [one.pair_record() for one in made])
@@ -178,14 +183,35 @@ def _pairs(files: list[Path], drops: Drops) -> list[tuple[Pair, bool]]:
     return pairs
 
 
-def _asker(model: str, api_key_file: Path | None, max_tokens: int = 256) -> Asker:
-    from dacheng.align.judging import Asker
+def _asker(
+    model: str,
+    api_key_file: Path | None,
+    max_tokens: int = 256,
+    out: Path | None = None,
+    heard: Callable[[int, int], None] | None = None,
+) -> Asker:
+    """out: its answers are kept beside it."""
+    from dacheng.align.judging import Asker, RememberedModel
 
     if model.startswith(("http://", "https://")):
         from dacheng.cli.serve import first_key
         from dacheng.serve.remote_model import RemoteModel
 
-        return Asker(model=RemoteModel(model, first_key(api_key_file)), max_tokens=max_tokens)
-    from dacheng.cli.models import find_model
+        remote = RemoteModel(model, first_key(api_key_file))
+        asker, identity = Asker(model=remote, max_tokens=max_tokens), f"{model} {remote.name}"
+    else:
+        from dacheng.cli.models import find_model
+        from dacheng.formats.provenance import weights_hash
+        from dacheng.formats.safetensors_io import sha256_file
 
-    return Asker.open(find_model(model), max_tokens=max_tokens)
+        path = find_model(model)
+        asker = Asker.open(path, max_tokens=max_tokens)
+        identity = weights_hash(path) if path.is_dir() else sha256_file(path)
+    if out is None:
+        return asker
+    kept = RememberedModel(asker.model, out.with_name(out.name + ".asked.jsonl"), identity, heard)
+    return replace(asker, model=kept)
+
+
+def _heard(task: Task) -> Callable[[int, int], None]:
+    return lambda done, of: task.update(done, total=of, text=f"{done} of {of}")

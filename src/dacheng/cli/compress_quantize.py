@@ -82,7 +82,7 @@ def quantize(
     """
     kept = "keep" if layout == "compressed-tensors" else "8g32"
     section = {
-        "model": model_path(model), "method": method, "bits": bits, "group": int(group) if group.isdigit() else group,
+        "model": model_path(model), "method": method, "bits": bits, "group": int(group) if group.isdecimal() else group,
         "symmetric": not asymmetric, "embedding": embedding or kept, "rows": rows, "length": length, "layout": layout,
         "judge": not no_judge, "again": again, "seed": seed,
     }  # fmt: skip

@@ -11,6 +11,7 @@ from statistics import median
 from typing import Any
 
 from dacheng.compress.child import measure_in_child
+from dacheng.compress.tables import aligned
 from dacheng.errors import UsageError
 from dacheng.evaluate.intervals import Interval, bootstrap_ratio, paired_difference, wilson
 from dacheng.ledger import Ledger
@@ -53,12 +54,7 @@ class Comparison:
 
     def table(self) -> str:
         """Rows of what was measured: before, after, and after over before."""
-        rows = [("", "before", "after", "after / before"), *self._rows()]
-        widths = [max(len(row[i]) for row in rows) for i in range(4)]
-        return "\n".join(
-            "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))])
-            for row in rows
-        )
+        return aligned([("", "before", "after", "after / before"), *self._rows()])
 
     def sentence(self) -> str:
         """Whether it was worth it, from the figures alone: what got smaller or faster, and what it cost."""
@@ -173,10 +169,10 @@ def judge(
     rounds = rounds if speed else 0
     share = tokens if len(what) > 1 else SPEED_SHARE
     processes = _Processes(ledger or Ledger(None), progress, 2 * (share + rounds * SPEED_SHARE))
-    found = {
-        name: processes.run(name, model, share, options | {"what": what, "kv_dtype": kv[name]})
-        for name, model in models.items()
-    }
+    found: dict[str, dict[str, Any]] = {}
+    for name, model in models.items():
+        same_part = {"text_bytes": found["before"].get("text_bytes")} if found else {}
+        found[name] = processes.run(name, model, share, options | same_part | {"what": what, "kv_dtype": kv[name]})
     speeds: dict[str, list[dict[str, Any]]] = {name: [] for name in models}
     for _ in range(rounds):
         for name, model in models.items():

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from dacheng.compress.tables import aligned
 from dacheng.data.labelled import LabelledTexts
 from dacheng.evaluate.classification import ClassificationReport, predict, report
 from dacheng.evaluate.intervals import Interval, paired_difference
@@ -54,11 +55,7 @@ class ClassifierComparison:
             ("one text, p50", f"{a.p50_ms:.2f} ms", f"{b.p50_ms:.2f} ms", f"{b.p50_ms / a.p50_ms:.2f}"),
             ("one text, p95", f"{a.p95_ms:.2f} ms", f"{b.p95_ms:.2f} ms", f"{b.p95_ms / a.p95_ms:.2f}"),
         ]  # fmt: skip
-        widths = [max(len(row[i]) for row in rows) for i in range(4)]
-        return "\n".join(
-            "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))])
-            for row in rows
-        )
+        return aligned(rows)
 
     def sentence(self) -> str:
         """Whether it was worth it, from the figures alone."""

@@ -24,7 +24,7 @@ WARM_TOKENS = (
     64  # what a model is asked before its memory is read: kernels make their panels, the cache its first pages
 )
 PREFILL, DECODE = 512, 48
-_CHARACTERS = 4  # of a token at most that are read for each token asked for: English has some 4.5 a token
+_CHARACTERS = 8  # that are read for each token asked for; twice as many, and so on, where they were too few
 _LARGEST_TEXT = 2**30
 
 
@@ -34,6 +34,7 @@ def measure(
     *,
     text: Path | None = None,
     tokens: int = 8192,
+    text_bytes: float | None = None,
     window: int = 512,
     kv_dtype: str | None = None,
     choices: Path | None = None,
@@ -41,8 +42,9 @@ def measure(
 ) -> dict[str, Any]:
     """`what`: any of "memory", "perplexity", "task", "speed". Weights that are stored packed stay so where the engine
     has kernels for them, as in `dacheng serve`. Returns resident_bytes (the process), model_bytes (its growth while
-    the model was loaded and used), executor, notes; windows: nats, tokens and bytes of each; hits: of each question;
-    prefill, decode: tokens a second, median. tell(done, of, what) hears the progress. Raises DachengError naming what
+    the model was loaded and used), executor, notes; windows: nats, tokens and bytes of each, text_bytes: of the text
+    that they cover (given, it counts in place of `tokens`); hits: of each question; prefill, decode: tokens a second,
+    median. tell(done, of, what) hears the progress. Raises DachengError naming what
     cannot be measured."""
     import torch
 
@@ -69,8 +71,9 @@ def measure(
     if "perplexity" in what:
         assert text is not None
         asked = None if kv_dtype is None else engine
+        ids, found["text_bytes"] = first_tokens(loaded.tokenizer, read_text(text), tokens, text_bytes)
         found["windows"] = window_nats(
-            loaded.model, loaded.tokenizer, read_text(text), tokens, window, asked,
+            loaded.model, loaded.tokenizer, ids, window, asked,
             lambda done, of: tell(done, of * (1 + ("task" in what)), "perplexity"),
         )  # fmt: skip
     if "task" in what:
@@ -147,25 +150,45 @@ def _generate(engine: Any, prompt: int, tokens: int) -> list[float]:
     return seconds
 
 
+def first_tokens(
+    tokenizer: Any, text: str, tokens: int, text_bytes: float | None = None
+) -> tuple[list[int], float]:  # fmt: skip
+    """The first `tokens` of a text (all, where it has fewer) and the bytes of text that they stand for. text_bytes: as
+    many tokens as stand for that many, so that models that cut a text differently are judged by the same part of it."""
+    import numpy as np
+
+    lengths = np.asarray(tokenizer.byte_lengths())
+    read = _CHARACTERS * tokens
+    while True:
+        ids = tokenizer.encode(text[:read])
+        covered = np.cumsum(lengths[np.asarray(ids, np.int64)])
+        enough = len(ids) >= tokens if text_bytes is None else bool(len(ids)) and covered[-1] >= text_bytes
+        if enough or read >= len(text):
+            break
+        read *= 2
+    count = tokens if text_bytes is None else int(np.searchsorted(covered, text_bytes)) + 1
+    ids = ids[:count]
+    return ids, float(covered[len(ids) - 1]) if ids else 0.0
+
+
 def window_nats(
     model: Any,
     tokenizer: Any,
-    text: str,
-    tokens: int = 8192,
+    ids: Sequence[int],
     window: int = 512,
     engine: Any = None,
     tell: Callable[[int, int], None] = lambda done, of: None,
 ) -> dict[str, list[float]]:
-    """Nats, tokens and bytes of each stretch of `window` tokens, of `tokens` in all, each read by itself from its first
-    token on. engine: reads them through its cache, so that how keys and values are kept counts. tell(done, of): of the
-    stretches. UsageError for a text of fewer than two stretches."""
+    """Nats, tokens and bytes of each stretch of `window` of the tokens, each read by itself from its first token on.
+    engine: reads them through its cache, so that how keys and values are kept counts. tell(done, of): of the stretches.
+    UsageError for a text of fewer than two stretches."""
     import numpy as np
     import torch
 
     from dacheng.evaluate.perplexity import scoring, token_nats
     from dacheng.nn.contexts import DenseCausal
 
-    ids = tokenizer.encode(text[: tokens * _CHARACTERS])[:tokens]
+    ids = list(ids)
     window = min(window, model.traits.longest_text)
     stretches = [ids[i : i + window] for i in range(0, len(ids) - 1, window)]
     stretches = [part for part in stretches if len(part) > 1]

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from dacheng.compress.tables import aligned
 from dacheng.errors import DachengError
 
 
@@ -66,9 +67,7 @@ def table(points: Sequence[Variant]) -> str:
             f"{p.perplexity:.2f} [{p.low:.2f}, {p.high:.2f}]", "" if p.ratio is None else f"{p.ratio:.3f}",
             "" if p.prefill is None else f"{p.prefill:.0f}", "" if p.decode is None else f"{p.decode:.1f}",
         ))  # fmt: skip
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:]))]) for row in rows]
-    return "\n".join([*lines, "* no other is both smaller and better; speeds in tok/s, one text"])
+    return f"{aligned(rows)}\n* no other is both smaller and better; speeds in tok/s, one text"
 
 
 def plot(points: Sequence[Variant], path: Path) -> bool:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from dacheng.compress.calibrate import CalibrationBatch, Collector, EverythingSeen, Stats, check_want
-from dacheng.errors import UsageError
+from dacheng.errors import DachengError, UsageError
 from dacheng.formats.json_files import read_json, write_json
 from dacheng.formats.safetensors_io import read_tensors, write_tensors
 from dacheng.nn.contexts import DenseCausal
@@ -98,11 +98,16 @@ class LayerWalk:
         return len(self.model.blocks) + self.head
 
     def kept(self) -> list[dict[str, Tensor]]:
-        """What earlier attempts kept, block by block, as far as they came."""
+        """What earlier attempts kept, block by block, as far as they came. Raises DachengError where a block's file is
+        gone: the hidden states behind it are those of what it held."""
         if self.folder is None:
             return []
         files = [self.folder / f"block-{i:04d}.safetensors" for i in range(self.first)]
-        return [read_tensors(file) if file.exists() else {} for file in files]
+        for file in files:
+            if not file.exists():
+                raise DachengError("what was made of a block is gone", field="folder", value=str(file),
+                                   remedy=f"delete {self.folder} and begin anew")  # fmt: skip
+        return [read_tensors(file) for file in files]
 
     def __iter__(self) -> Iterator[Layer]:
         training = self.model.training

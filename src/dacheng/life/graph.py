@@ -63,7 +63,7 @@ class Life:
             keys[node.name] = recipes.fingerprint(
                 {
                     "do": node.do,
-                    "config": identity() if (identity := getattr(node.config, "identity", None)) else node.config,
+                    "config": recipes.identity(node.config),
                     "parents": {name: keys[parent] for name, parent in node.inputs.items()},
                     "version": node.stage.VERSION,
                     "externals": externals(node.config) if externals else None,

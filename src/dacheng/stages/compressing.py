@@ -54,10 +54,11 @@ def open_model(base: Path, reporter: Reporter) -> Opened:
 
 
 def check_judge_text(config: Any) -> None:
-    """Before hours of work, not after them: raises DachengError where the text for the table is not there."""
-    if config.judge and config.judge_text is not None and not Path(config.judge_text).is_file():
-        raise DachengError(f"{config.judge_text} does not exist", field="judge_text", value=str(config.judge_text),
-                           remedy="check the path")  # fmt: skip
+    """Before hours of work, not after them: raises DachengError where what the table is made of can't be read."""
+    from dacheng.compress.judge import check_texts
+
+    if config.judge:
+        check_texts(config.judge_text, getattr(config, "task", None))
 
 
 def text_batches(opened: Opened, path: Path | None, config: Any, *, targets: bool = False) -> list[Any]:

@@ -56,7 +56,7 @@ class Config:
     share: float = 0.0
     max_tokens: int = 64
     context_length: int = 256
-    judge_text: str | None = field(default=None, metadata=_FREE)
+    judge_text: str | None = None
     precision: Literal["auto", "fp32", "bf16"] = "fp32"
     save_every: int = field(default=200, metadata=_FREE)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +15,6 @@ from dacheng.stages.compressing import check_judge_text, finish, open_model
 VERSION = 1
 KIND = "model"
 INPUTS: dict[str, Input] = {"model": Input("model", required=False)}
-_FREE: dict[str, Any] = {"free": True}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +35,9 @@ class Config:
     per_token: int = 2
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     seed: int = 1
-    judge: bool = field(default=True, metadata=_FREE)
-    judge_text: Path | None = field(default=None, metadata=_FREE)
-    speed: bool = field(default=False, metadata=_FREE)
+    judge: bool = True
+    judge_text: Path | None = None
+    speed: bool = False
 
 
 def externals(config: Config) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 VERSION = 1
 KIND = "model"
 INPUTS = {"model": Input("model", required=False)}
-_FREE: dict[str, Any] = {"free": True}
 ZEROS = ("magnitude", "wanda", "sparsegpt")
 PARTS = ("layers", "heads", "neurons", "width", "vocabulary")
 
@@ -55,9 +54,9 @@ class Config:
     sparse: bool = True
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     seed: int = 1
-    judge: bool = field(default=True, metadata=_FREE)
-    judge_text: Path | None = field(default=None, metadata=_FREE)
-    speed: bool = field(default=False, metadata=_FREE)
+    judge: bool = True
+    judge_text: Path | None = None
+    speed: bool = False
 
     def __post_init__(self) -> None:
         from dacheng.compress.prune.sparsity import Sparsity

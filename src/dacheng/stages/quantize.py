@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,6 +10,7 @@ from dacheng.errors import UsageError
 from dacheng.records import Artifact
 from dacheng.stages import named
 from dacheng.stages.base import Input, StageContext
+from dacheng.stages.compressing import check_judge_text
 from dacheng.stages.named import base_of
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ INPUTS = {"model": Input("model", required=False)}
 METHODS = Literal["rtn", "gptq", "awq", "smoothquant", "nf4", "fp8"]
 MADE = "made.json"  # until the table is there, too
 LAYOUTS = Literal["dacheng", "compressed-tensors", "gguf"]
-_FREE: dict[str, Any] = {"free": True}
 _GROUPS = (128, 64, 32)
 
 
@@ -57,11 +57,11 @@ class Config:
     dtype: str = "float16"
     again: bool = False
     seed: int = 0
-    judge: bool = field(default=True, metadata=_FREE)
-    judge_text: Path | None = field(default=None, metadata=_FREE)
-    judge_tokens: int = field(default=8192, metadata=_FREE)
-    task: Path | None = field(default=None, metadata=_FREE)
-    speed: bool = field(default=True, metadata=_FREE)
+    judge: bool = True
+    judge_text: Path | None = None
+    judge_tokens: int = 8192
+    task: Path | None = None
+    speed: bool = True
 
     def __post_init__(self) -> None:
         if self.embedding != "keep" and self.layout == "compressed-tensors":
@@ -75,7 +75,9 @@ class Config:
 
 
 def externals(config: Config) -> dict[str, Any]:
-    """The weights and the text. Raises DachengError for a file that is not there."""
+    """The weights and the text. Raises DachengError for a file that is not there, UsageError for no number format."""
+    _formats_asked(config)
+    check_judge_text(config)
     text = [] if config.calibration is None else [config.calibration]
     return named.hashes(named.weights("model", config.model), named.files("calibration", text))
 
@@ -86,14 +88,11 @@ def run(config: Config, inputs: dict[str, Artifact], out: Path, context: StageCo
     methods raise."""
     import shutil
 
-    from dacheng.compress.judge import check_texts
     from dacheng.formats.json_files import read_json, write_json
 
     base = base_of(config.model, inputs)
     if not config.again:
         refuse_compressed(base)
-    if config.judge:
-        check_texts(config.judge_text, config.task)
     made = out / MADE
     if made.exists():  # stopped while it was judged
         report, path = read_json(made)["report"], out / read_json(made)["name"]
@@ -169,13 +168,27 @@ def _settings(config: Config, opened: Opened, batches: list[Any], context: Stage
     return replace(settings, specs=tuple(sorted(chosen.items())))
 
 
+def _formats_asked(config: Config) -> None:
+    """Raises UsageError for bits, groups or an embedding's format that don't exist: before a model is read."""
+    from dacheng.ops.integers import QSpec
+
+    QSpec(config.bits, _GROUPS[0] if config.group == "auto" else _number(config.group))
+    if config.embedding != "keep":
+        QSpec.parse(config.embedding)
+
+
+def _number(group: int | str) -> int | str:
+    """A group that came as text, such as "64"."""
+    text = str(group)
+    return int(text) if text.isdecimal() else text
+
+
 def _group(config: Config, opened: Opened) -> int | str:
     """The one that was asked for, or the widest that divides all maps."""
     from dacheng.nn.linear import Dense
 
     if config.group != "auto":
-        text = str(config.group)
-        return int(text) if text.isdigit() else text
+        return _number(config.group)
     if config.method == "smoothquant":
         return "channel"
     widths = {m.in_features for name, m in opened.model.named_modules()

@@ -136,6 +136,30 @@ def test_unjudged_answers_are_left_out_and_counted(tmp_path):
     assert sum(line["unjudged"] for line in sets(tmp_path)) == 6 * 4
 
 
+@pytest.mark.parametrize("method", ["grpo", "ppo", "reinforce", "rloo"])
+def test_a_set_of_which_nothing_can_be_said_teaches_nothing(tmp_path, method):
+    calls = []
+
+    class Absent:
+        """A judge that is there for the first set and gone after it."""
+
+        name = "judge"
+
+        def __call__(self, samples):
+            calls.append(len(samples))
+            return [vowels(sample) if len(calls) == 1 else None for sample in samples]
+
+    mix = RewardMix([(Absent(), 1.0)])
+    given = settings(method=method, steps=4, updates_per_rollout=1, patience=3, kl_coef=0.1)
+    done = train_policy(model(), tokenizer(), prompts(), mix, tmp_path / "a", given)
+    assert [line["frac_unjudged"] for line in sets(tmp_path / "a")] == [0.0, 1.0, 1.0, 1.0]
+    assert all(bool(weight.isfinite().all()) for weight in done.model.state_dict().values())
+    assert sum("no reward could say anything" in warning for warning in done.warnings) == 1
+    assert all(line["objective/kl"] != 0 for line in sets(tmp_path / "a")[1:])  # measured all the same
+    with pytest.raises(DachengError, match="could say anything about any of"):  # from the first set on: a wrong setting
+        train_policy(model(), tokenizer(), prompts(), mix, tmp_path / "b", given)
+
+
 def test_answers_that_never_end_are_named(tmp_path):
     done = train_policy(
         model(), tokenizer(), prompts(), RewardMix([(FunctionReward("letters", vowels), 1.0)]), tmp_path,

@@ -13,6 +13,7 @@ from dacheng.align.judging.prefer import (
     preference_records,
     write_records,
 )
+from dacheng.align.judging.remembered import RememberedModel
 from dacheng.align.judging.revise import Revision, revise
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "JudgeFigures",
     "Pair",
     "Principle",
+    "RememberedModel",
     "Revision",
     "Verdict",
     "as_text",

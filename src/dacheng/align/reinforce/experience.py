@@ -26,14 +26,17 @@ def make_experience(
     pad_id: int,
     reference: scoring.Reference | None,
     kl_coef: float,
+    first: bool = False,
 ) -> tuple[RolloutBatch, dict[str, float]]:
     """The batch of a set, and what was measured on the way: objective/kl (of an answer, in nats, from tokens), and
     sampling/… (the gap between sampler and trainer). model: the policy, or ActorCritic.
 
-    Rollouts without a reward are left out (statistics.py counts them). Raises DachengError where none has one.
+    Rollouts without a reward are left out (statistics.py counts them); where none has one, nothing is learnt from the
+    set, and from the first set of a run (`first`) that is refused: DachengError, since the rewards hardly fit.
     """
-    judged = [rollout for rollout in rollouts if rollout.reward is not None]
-    if not judged:
+    said = [rollout for rollout in rollouts if rollout.reward is not None]
+    judged = said or list(rollouts)
+    if first and not said:
         raise DachengError(
             f"no reward could say anything about any of {len(rollouts)} answers", field="rewards",
             remedy="check what the rewards need in the prompts' meta",
@@ -57,6 +60,8 @@ def make_experience(
     critic = critic_of(model)
     if critic is not None:
         batch.values = scoring.values(critic, batch, rows)
+    if not said:
+        _mask_out(batch, torch.ones(len(judged), dtype=torch.bool))
     add_advantages(batch, judged, config, kl_coef if config.kl_in_reward else 0.0)
     return batch, figures
 
@@ -98,9 +103,12 @@ def _per_answer(shaped: Tensor, scores: Tensor, groups: list[str], config: Reinf
 
 def _mask_truncated(batch: RolloutBatch, rollouts: Sequence[Rollout]) -> None:
     """Takes the answers that were cut off out of the loss, and no more (DAPO, section 3.4)."""
-    cut = torch.tensor([rollout.finish_reason == "length" for rollout in rollouts])
-    batch.targets[cut] = IGNORED
-    batch.mask[cut] = 0.0
+    _mask_out(batch, torch.tensor([rollout.finish_reason == "length" for rollout in rollouts]))
+
+
+def _mask_out(batch: RolloutBatch, rows: Tensor) -> None:
+    batch.targets[rows] = IGNORED
+    batch.mask[rows] = 0.0
 
 
 def _gap(old: Tensor, sampler: Tensor, mask: Tensor) -> dict[str, float]:

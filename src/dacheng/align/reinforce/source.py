@@ -161,6 +161,7 @@ class RolloutSource:
             pad_id=self.pad_id,
             reference=self.reference,
             kl_coef=kl_coef,
+            first=number == 0,
         )
         figures |= describe(rollouts) | {"kl_coef": kl_coef}
         if self.config.tools is not None:

@@ -14,8 +14,9 @@ MAX_PARTS = 32  # rewards whose distribution is logged by name
 def describe(rollouts: Sequence[Rollout]) -> dict[str, float]:
     """Of the rewards: reward, reward_std (over all answers), rewards/NAME/mean and /std, rewards/min and /max,
     frac_reward_zero_std (groups whose answers were all worth the same: they teach a group's method nothing), unjudged
-    (answers no reward could say anything about). Of the texts: completions/mean_length, /min_length, /max_length
-    (own tokens), /clipped_ratio (cut off by max_tokens), /mean_terminated_length, /empty (no text), /tool_tokens.
+    (answers no reward could say anything about), frac_unjudged. Of the texts: completions/mean_length, /min_length,
+    /max_length (own tokens), /clipped_ratio (cut off by max_tokens), /mean_terminated_length, /empty (no text),
+    /tool_tokens.
     """
     rewards = [r.reward for r in rollouts if r.reward is not None]
     lengths = [r.own_tokens for r in rollouts]
@@ -28,6 +29,7 @@ def describe(rollouts: Sequence[Rollout]) -> dict[str, float]:
         "completions/empty": sum(not r.text.strip() for r in rollouts) / len(rollouts),
         "completions/tool_tokens": _mean([len(r.mask) - r.own_tokens for r in rollouts]),
         "unjudged": float(len(rollouts) - len(rewards)),
+        "frac_unjudged": 1 - len(rewards) / len(rollouts),
         "logps/sampler_mean": _mean([x for r in rollouts for x, own in zip(r.logps, r.mask) if own]),
     }
     if ended:

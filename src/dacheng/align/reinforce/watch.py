@@ -19,7 +19,8 @@ class RolloutLog(FileLog):
     sets of the uninterrupted run, each once (times apart).
 
     Warns, once a reason, after `patience` sets in a row in which every group was worth the same (nothing to learn), no
-    answer ended by itself (the end of text is never learnt), every answer was empty, or none called a tool.
+    answer ended by itself (the end of text is never learnt), every answer was empty, none called a tool, or no reward
+    could say anything.
     """
 
     file_name = SETS
@@ -48,6 +49,11 @@ class RolloutLog(FileLog):
 
 
 REASONS: dict[str, tuple[Any, str]] = {
+    "unjudged": (
+        lambda f: f.get("frac_unjudged", 0.0) >= 1.0,
+        "for {n} sets in a row no reward could say anything about any answer: nothing is learnt; "
+        "check what the rewards need in the prompts' meta, and that a judge answers",
+    ),
     "equal": (
         lambda f: f.get("frac_reward_zero_std", 0.0) >= 1.0,
         "for {n} sets in a row all answers to a prompt were worth the same: nothing can be learnt; "
