@@ -1,7 +1,9 @@
-"""What pruning costs a real model, in perplexity: methods of zeros side by side, and layers dropped and healed.
+"""What pruning costs a real model, in perplexity: methods of zeros side by side, layers dropped and healed, and heads,
+neurons, channels or ranks cut out by importance and at random.
 
     python benchmarks/prune.py weights [--model smollm2] [--sparsity 0.5 2:4] [--seeds 2]
     python benchmarks/prune.py layers  [--model smollm2] [--drop 3 5 7] [--heal 5 0] [--steps 60]
+    python benchmarks/prune.py parts   [--model smollm2] [--seeds 1]
 
 WikiText-2 valid (../shared/data/wikitext2, or --text FILE): calibration and healing use its first 60%, perplexity is of
 stretches of 512 tokens of the rest. Intervals: percentile bootstrap over the stretches; differences are paired. Seeds
@@ -133,6 +135,43 @@ def layers(args: argparse.Namespace) -> None:
         exam.judge(healed, dropped=count, tokens=report.tokens, lr=args.lr, **told)
 
 
+def parts(args: argparse.Namespace) -> None:
+    """A third of the heads, a quarter of the neurons, a sixth of the channels, and factors of as many weights."""
+    import torch
+
+    from dacheng.compress.low_rank import METHODS, factorise
+    from dacheng.compress.prune import choose, importance
+    from dacheng.compress.prune.healing import text_source
+    from dacheng.compress.prune.shrink import shrink
+
+    model, ids, exam = opened(args)
+    exam.judge(model, part="dense")
+    source = text_source([ids], ROW, 2)
+    batches = [source.rows(range_of(i)) for i in range(args.calibration_rows // 2)]
+    traits, whole = model.traits, model.params()["total"]
+    cuts = {
+        "heads": (importance.head_importance(model, batches, "gradient"), traits.heads * 2 // 3),
+        "neurons": (importance.neuron_importance(model, batches, "gradient"), traits.mlp_size * 3 // 4),
+        "width": (importance.channel_importance(model, batches), traits.width * 5 // 6),
+    }
+    for name, (scores, count) in cuts.items():
+        for order in ("importance", *range(args.seeds)):
+            drawn = scores
+            if isinstance(order, int):
+                drawn = torch.rand(scores.shape, generator=torch.Generator().manual_seed(order))
+            keep = (
+                choose.keep_heads(drawn, traits, count) if name == "heads"
+                else choose.keep_neurons(drawn, count) if name == "neurons" else choose.keep_width(drawn, count)
+            )  # fmt: skip
+            cut = shrink(model, keep)
+            order = order if isinstance(order, str) else f"random {order}"
+            exam.judge(cut, part=name, kept=count, order=order, parameters=cut.params()["total"] / whole)
+    for method in METHODS:
+        factored = copy.deepcopy(model)
+        found = factorise(factored, batches, 0.8, method)
+        exam.judge(factored, part="low rank", kept=round(found.kept, 3), order=method, notes=found.notes[:2])
+
+
 def range_of(number: int) -> Any:
     import numpy as np
 
@@ -141,7 +180,7 @@ def range_of(number: int) -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["weights", "layers"])
+    parser.add_argument("what", choices=["weights", "layers", "parts"])
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--text", type=Path, default=ROOT.parent / "shared/data/wikitext2/valid.txt.gz")
     parser.add_argument("--rows", type=int, default=24, help="stretches of 512 tokens that are judged")
@@ -155,7 +194,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--lr", type=float, default=1e-3)
     args = parser.parse_args()
-    {"weights": weights, "layers": layers}[args.what](args)
+    {"weights": weights, "layers": layers, "parts": parts}[args.what](args)
 
 
 if __name__ == "__main__":

@@ -27,10 +27,14 @@ from dacheng.align.rollouts.ask import Sampling
 from dacheng.evaluate.intervals import bootstrap_mean, paired_difference
 
 TAUGHT = 2000  # sums with answers; all others are prompts, or held out
+BOUT, MOST = 150, 6000  # supervised steps between two looks at --start, and the most
+SAMPLING = Sampling(max_tokens=MAX_TOKENS, max_batch=256)
 METHODS: dict[str, dict[str, Any]] = {
     "ppo": {"group": 1, "prompts_per_step": 256, "critic_lr": 3e-4, "kl_coef": 0.01},
     "grpo": {"group": 8, "prompts_per_step": 32, "kl_coef": 0.0},
-}
+}  # fmt: skip
+METHODS |= dict.fromkeys(("dr_grpo", "dapo", "rloo", "gspo"), METHODS["grpo"])
+METHODS["reinforce"] = METHODS["ppo"] | {"critic_lr": None}
 SHARED: dict[str, Any] = {
     "updates_per_rollout": 4, "epochs": 2, "lr": 1e-4, "max_tokens": MAX_TOKENS, "max_batch": 256, "micro_rows": 256,
     "save_every": 100_000, "warmup": 5,
@@ -42,8 +46,10 @@ def main() -> None:
     arguments.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     arguments.add_argument("--steps", type=int, default=200, help="of PPO and of GRPO")
     arguments.add_argument("--supervised", type=int, default=900, help="steps before them")
+    arguments.add_argument("--start", type=float, default=0.0, help="pass@1 to be reached first, by more of them: "
+                           "on 100 prompts that are neither taught nor held out")  # fmt: skip
     arguments.add_argument("--no-further", action="store_true", help="leave out more supervision")
-    arguments.add_argument("--methods", nargs="+", default=list(METHODS))
+    arguments.add_argument("--methods", nargs="+", default=["ppo", "grpo"], choices=list(METHODS))
     arguments.add_argument("--log", type=Path, default=Path("runs/rl_learning.jsonl"))
     given = arguments.parse_args()
     torch.set_num_threads(1)
@@ -60,14 +66,21 @@ def one_seed(seed: int, given: argparse.Namespace) -> None:
     model = new_model(tokenizer, seed)
 
     def judged(policy: Any) -> Measured:
-        sampling = Sampling(max_tokens=MAX_TOKENS, max_batch=256)
-        return measure(policy, tokenizer, asked, exact(), sampling, answers=8, seed=seed)
+        return measure(policy, tokenizer, asked, exact(), SAMPLING, answers=8, seed=seed)
 
-    began = time.process_time()
-    teach(model, taught, scratch(), given.supervised, seed=seed)
-    taught_s = time.process_time() - began
-    per_step, start, spent = taught_s / given.supervised, judged(model), [0.0]
-    tell(log, seed, "sft", start, start, taught_s, steps=given.supervised)
+    began, steps, looked = time.process_time(), given.supervised, 0.0
+    teach(model, taught, scratch(), steps, seed=seed)
+    while given.start and steps < MOST:
+        before = time.process_time()
+        found = measure(model, tokenizer, prompts[TAUGHT : TAUGHT + 100], exact(), SAMPLING, answers=8, seed=seed)
+        looked += time.process_time() - before
+        if found.pass_at(1).estimate >= given.start:
+            break
+        teach(model, taught, scratch(), BOUT, seed=seed + steps)
+        steps += BOUT
+    taught_s = time.process_time() - began - looked
+    per_step, start, spent = taught_s / steps, judged(model), [0.0]
+    tell(log, seed, "sft", start, start, taught_s, steps=steps)
     for name in given.methods:
         policy, out = copy.deepcopy(model), scratch()
         config = ReinforceConfig(**SHARED | METHODS[name], method=name, steps=given.steps, seed=seed)  # type: ignore[arg-type]
