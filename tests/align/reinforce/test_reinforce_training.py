@@ -116,6 +116,7 @@ def test_equal_rewards_are_counted_and_named(tmp_path):
     config = settings(patience=3)
     done = train_policy(model(), tokenizer(), prompts(), mix, tmp_path, config)
     assert all(line["frac_reward_zero_std"] == 1.0 for line in sets(tmp_path))
+    assert done.sampler in ("eager", "fused-floats") and done.to_dict()["sampler"] == done.sampler
     assert sum("worth the same" in warning for warning in done.warnings) == 1
     # An untrained model of 258 tokens hardly ever ends within six.
     assert sets(tmp_path)[0]["completions/clipped_ratio"] > 0.5

@@ -46,7 +46,8 @@ VALUE_WEIGHT = 0.1
 @dataclass(slots=True)
 class PolicyResult:
     """model: the policy, its adapter still on it (`adapter`, None where all weights were trained). figures: of the last
-    set. sets: how many there were."""
+    set. sets: how many there were. sampler: what wrote the rollouts ("" where none were written), the engine's executor
+    ("fused-floats": compiled steps), or the kind of worker."""
 
     model: Decoder
     adapter: Adapter | None
@@ -58,6 +59,7 @@ class PolicyResult:
     metrics: dict[str, float]
     figures: dict[str, float]
     warnings: list[str] = field(default_factory=list)
+    sampler: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """All but model and adapter, as plain data."""
@@ -108,12 +110,13 @@ def train_policy(
             out, ledger=ledger,
         )  # fmt: skip
         done = trainer.fit()
+        sampler = made.sampler if isinstance(made, InlineWorker) else type(made).__name__
     sets = -(-done.steps // config.updates_per_rollout)
     seen = source.current if source.current is not None or not sets else source.journal.load(sets - 1)
     figures = {} if seen is None else seen.figures  # a run that was finished before has read none
     return PolicyResult(
         policy_of(trained), adapter, done.steps, sets, done.seconds, done.stopped, done.resumed_from, done.metrics,
-        figures, done.warnings,
+        figures, done.warnings, sampler,
     )  # fmt: skip
 
 

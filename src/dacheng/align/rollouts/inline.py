@@ -82,6 +82,11 @@ class InlineWorker:
         self._seconds += time.perf_counter() - began
         return rollouts
 
+    @property
+    def sampler(self) -> str:
+        """The name of the engine's executor; "" before the first rollout."""
+        return "" if self._engine is None else self._engine.executor.name
+
     def health(self) -> Health:
         return Health(1, 0, self.version, self._tokens, self._seconds)
 
