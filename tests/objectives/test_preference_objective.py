@@ -12,6 +12,7 @@ from dacheng.errors import DachengError, UsageError
 from dacheng.models.decoder import Decoder
 from dacheng.models.traits import DecoderTraits
 from dacheng.nn.moe import MoETraits
+from dacheng.objectives import shared_prompts
 from dacheng.objectives.base import StepContext
 from dacheng.objectives.logps import model_logps
 from dacheng.objectives.preference import Preference, PreferenceConfig
@@ -80,6 +81,18 @@ def test_parts_are_the_whole(loss):
     assert four == pytest.approx(one, rel=1e-5) and uneven == pytest.approx(one, rel=1e-5)
     torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(also, whole, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_prompt_that_is_computed_once_for_both_answers_teaches_the_same(loss, monkeypatch):
+    model, pairs = made(), with_reference(made(tied_head=False), batch())
+    found = []
+    for shared in (True, False):
+        monkeypatch.setattr(shared_prompts, "worth_planting", lambda *_, shared=shared: shared)
+        found.append(gradient(Preference(config(loss)), model, [pairs]))
+    (one, gradient_once), (two, gradient_twice) = found
+    assert one == pytest.approx(two, rel=1e-5)
+    torch.testing.assert_close(gradient_once, gradient_twice, rtol=1e-4, atol=1e-6)
 
 
 def test_at_the_start_dpo_costs_ln_two_and_reports_no_margin():

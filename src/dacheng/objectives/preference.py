@@ -26,6 +26,7 @@ from dacheng.objectives.preference_losses import (
     simpo,
 )
 from dacheng.objectives.routing import routed_layers, routing_counts, routing_terms
+from dacheng.objectives.shared_prompts import answer_logps
 
 if TYPE_CHECKING:
     from dacheng.data.pairs import PairBatch
@@ -119,7 +120,7 @@ class Preference:
         if c.loss == "kto":
             logps, out = self._kto(model, batch, reference)
         else:
-            logps = model_logps(model, batch.tokens, batch.targets, chunk=c.chunk)
+            logps = answer_logps(model, batch.tokens, batch.targets, chunk=c.chunk)
             (chosen, rejected), (chosen_tokens, rejected_tokens) = logps.sum(-1).chunk(2), tokens.chunk(2)
             out = self._paired(PairLogps(chosen, rejected, chosen_tokens, rejected_tokens), reference)
         terms = {"preference": Term(out.per_example.sum())}
