@@ -103,6 +103,19 @@ def test_as_many_tokens_as_were_asked_for_and_the_same_part_of_a_text(folder):
     assert first_tokens(Words(7), text, 100, text_bytes=3000) == ([0] * 429, 3003)  # the first to reach it
     assert first_tokens(Words(30), text, 5, text_bytes=3000) == ([0] * 100, 3000)
     assert first_tokens(Words(30), "", 5) == ([], 0.0)
+
+    class Marked(Words):
+        """A token without bytes after each word."""
+
+        def encode(self, text: str) -> list[int]:
+            return [0, 1] * (len(text) // self.width)
+
+        def byte_lengths(self) -> list[int]:
+            return [self.width, 0]
+
+    for tokens in (99, 100):  # the same part again, whichever of the two it ended with
+        ids, covered = first_tokens(Marked(30), text, tokens)
+        assert len(ids) == tokens and first_tokens(Marked(30), text, tokens, covered) == (ids, covered)
     loaded = load_model(folder / "before")
     text = (folder / "text.txt").read_text()
     ids, covered = first_tokens(loaded.tokenizer, text, 90)

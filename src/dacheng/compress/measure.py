@@ -166,8 +166,10 @@ def first_tokens(
         if enough or read >= len(text):
             break
         read *= 2
-    count = tokens if text_bytes is None else int(np.searchsorted(covered, text_bytes)) + 1
-    ids = ids[:count]
+    if text_bytes is not None:  # tokens without bytes of their own may follow: `tokens` says how many of them
+        least, most = (int(np.searchsorted(covered, text_bytes, side)) for side in ("left", "right"))
+        tokens = min(max(tokens, least + 1), max(least + 1, most))
+    ids = ids[:tokens]
     return ids, float(covered[len(ids) - 1]) if ids else 0.0
 
 
