@@ -190,8 +190,10 @@ def main() -> None:
         if named == "start":
             before = likeness
         elif before:  # the same prompts and seeds: what changed of each
-            gain = paired_difference(likeness, before)
-            found["polite_gain"] = [round(gain.estimate, 3), round(gain.low, 3), round(gain.high, 3)]
+            over_half = [float(p > 0.5) for p in likeness], [float(p > 0.5) for p in before]
+            for name, pair in (("polite_gain", (likeness, before)), ("polite_share_gain", over_half)):
+                gain = paired_difference(*pair)
+                found[name] = [round(gain.estimate, 3), round(gain.low, 3), round(gain.high, 3)]
         print(json.dumps(found, ensure_ascii=False), flush=True)
 
 
