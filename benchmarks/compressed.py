@@ -78,7 +78,7 @@ def loaded_ids(path: Path, text: str) -> list[int]:
 
 
 def commands(args: argparse.Namespace, models: dict[str, Path]) -> dict[str, list[str]]:
-    shared = ["--kv", "32", "--batches", "1", "--threads", str(args.threads)]
+    shared = ["--kv", "16", "--batches", "1", "--threads", str(args.threads)]
     found = {}
     for name, path in models.items():
         worker = ["--path", str(path), *shared]
