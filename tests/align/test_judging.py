@@ -299,6 +299,19 @@ def test_what_was_answered_is_not_asked_again(tmp_path):
         model.generate(["?"], SamplingParams(temperature=1.0))
 
 
+def test_what_was_cut_short_is_asked_again(tmp_path):
+    class Late(Answers):
+        def generate(self, prompts, params):
+            said = super().generate(prompts, params)
+            said[1].finish_reason = "deadline"
+            return said
+
+    late, again = Late(str.upper), Answers(str.upper)
+    assert len(RememberedModel(late, tmp_path / "asked.jsonl", "m").generate(["a", "b", "c"], GREEDY)) == 3
+    RememberedModel(again, tmp_path / "asked.jsonl", "m").generate(["a", "b", "c"], GREEDY)
+    assert again.prompts == ["b"]
+
+
 def test_log_probabilities_are_remembered(tmp_path):
     class Sure(Answers):
         def generate(self, prompts, params):

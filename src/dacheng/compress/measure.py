@@ -158,7 +158,7 @@ def first_tokens(
     import numpy as np
 
     lengths = np.asarray(tokenizer.byte_lengths())
-    read = _CHARACTERS * tokens
+    read = max(1, _CHARACTERS * tokens)
     while True:
         ids = tokenizer.encode(text[:read])
         covered = np.cumsum(lengths[np.asarray(ids, np.int64)])

@@ -16,6 +16,7 @@ from dacheng.protocols import Completion, LanguageModel, SamplingParams
 
 BATCH = 32  # answers between two writes
 _MAX_LINE = 1 << 20  # bytes; what is longer was not written by us
+_ANSWERED = ("stop", "length")  # what was cancelled, late or broken is asked again by the next run
 Prompt = str | Sequence[int]
 
 
@@ -78,7 +79,8 @@ class RememberedModel:
             best = None if one.top_logprobs is None else [list(map(list, place)) for place in one.top_logprobs]
             line = {"asked": key, "text": one.text, "finish_reason": one.finish_reason, "top_logprobs": best}
             self._known[key] = line
-            lines.append(json.dumps(line) + "\n")
+            if one.finish_reason in _ANSWERED:
+                lines.append(json.dumps(line) + "\n")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "ab") as file:
             file.write(b"\n" * self._torn + "".join(lines).encode())
